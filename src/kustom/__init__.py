@@ -1,0 +1,65 @@
+"""kustom: a custom Keras 3 part as dependable and as fast as a built-in one.
+
+A part is its settings and one pure function; everything else is derived from them. This file is the table of contents:
+the public names and nothing else. They are imported when first used, so that `import kustom` starts no backend; it only
+chooses one where nobody has.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from kustom.backends import choose as _choose_backend
+
+_choose_backend()
+
+__version__ = "0.1.0.dev0"
+
+if TYPE_CHECKING:
+    from kustom import errors as errors
+    from kustom import textbook as textbook
+    from kustom import typing as typing
+    from kustom.defining.decorators import activation as activation
+    from kustom.defining.decorators import constraint as constraint
+    from kustom.defining.decorators import initializer as initializer
+    from kustom.defining.decorators import layer as layer
+    from kustom.defining.decorators import loss as loss
+    from kustom.defining.decorators import metric as metric
+    from kustom.defining.decorators import regularizer as regularizer
+    from kustom.defining.part import part as part
+    from kustom.defining.settings import field as field
+    from kustom.defining.sums import Ratio as Ratio
+    from kustom.defining.sums import Sums as Sums
+
+_HOMES = {
+    "loss": "kustom.defining.decorators",
+    "metric": "kustom.defining.decorators",
+    "activation": "kustom.defining.decorators",
+    "initializer": "kustom.defining.decorators",
+    "regularizer": "kustom.defining.decorators",
+    "constraint": "kustom.defining.decorators",
+    "layer": "kustom.defining.decorators",
+    "part": "kustom.defining.part",
+    "field": "kustom.defining.settings",
+    "Ratio": "kustom.defining.sums",
+    "Sums": "kustom.defining.sums",
+}
+_MODULES = ("errors", "textbook", "typing")
+
+__all__ = [*_HOMES, *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"kustom.{name}")
+    else:
+        raise AttributeError(f"module 'kustom' has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

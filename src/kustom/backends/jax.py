@@ -1,0 +1,23 @@
+"""JAX: what it does otherwise than the other backends.
+
+It promotes integers beside floats, and refuses booleans in subtraction. A value is unknown while a function is traced.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+_REFUSALS = ("does not accept dtype bool", "numpy boolean subtract")
+
+
+def refuses_mixed_dtypes(error: Exception) -> bool:
+    """Whether `error` is JAX's refusal to compute with booleans as numbers."""
+    text = str(error).lower()
+    return isinstance(error, TypeError) and any(refusal in text for refusal in _REFUSALS)
+
+
+def is_concrete(x: Any) -> bool:
+    """Whether the value of the tensor `x` is known now (it is not while a function is traced)."""
+    return not isinstance(x, jax.core.Tracer)

@@ -1,0 +1,153 @@
+"""Every private name of Keras that kustom touches, and every fact about Keras that has no public place.
+
+`tests/backends/test_keras.py` fails by name when one of them moves. Where Keras has a public name, it is used directly,
+not from here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras.src import api_export
+from keras.src.backend import get_keras_mask, set_keras_mask
+from keras.src.backend.common import global_state
+from keras.src.backend.common.variables import is_float_dtype, standardize_dtype
+from keras.src.losses.loss import reduce_weighted_values
+from keras.src.saving import object_registration
+from keras.src.utils.naming import to_snake_case
+from keras.src.utils.python_utils import default as mark_default
+from keras.src.utils.python_utils import is_default
+
+__all__ = [
+    "RESERVED",
+    "ROOTS",
+    "compute_output_spec",
+    "forget",
+    "get_keras_mask",
+    "in_call",
+    "is_default",
+    "is_known_function",
+    "is_float_dtype",
+    "mark_default",
+    "reduce_weighted_values",
+    "register",
+    "registered",
+    "registered_names",
+    "set_keras_mask",
+    "share",
+    "standardize_dtype",
+    "to_snake_case",
+    "track",
+    "tracked",
+]
+
+# What Keras, or one of its backends, keeps under these names on an instance; the rest is found with `dir(base)`. The
+# names of `torch.nn.Module` and TensorFlow's trackables count everywhere, since a part must be the same on each backend.
+_LAYER = """
+    activity_regularizer autocast built call_signature_parameters compute_dtype dtype dtype_policy input losses mask
+    metrics name output path supports_jit trainable training variables weights
+    T_destination add_module apply bfloat16 buffers call_super_init children compile cpu cuda double dump_patches eval
+    extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu load_state_dict modules mtia
+    named_buffers named_children named_modules named_parameters parameters register_backward_hook register_buffer
+    register_forward_hook register_forward_pre_hook register_full_backward_hook register_full_backward_pre_hook
+    register_load_state_dict_post_hook register_load_state_dict_pre_hook register_module register_parameter
+    register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory
+    state_dict to to_empty torch_params train type xpu zero_grad
+"""
+_MODEL = """
+    compiled compiled_loss compiled_metrics compute_loss_and_updates distribute_reduction_method distribute_strategy
+    inputs jax_state_sync loss optimizer outputs predict_function run_eagerly steps_per_execution stop_training
+    test_function train_function unrolled_steps_per_execution
+"""
+RESERVED: dict[type, frozenset[str]] = {
+    keras.layers.Layer: frozenset(_LAYER.split()),
+    keras.Model: frozenset(_LAYER.split() + _MODEL.split()),
+    keras.losses.Loss: frozenset(["name", "reduction", "dtype", "mask", "sample_weight"]),
+    keras.metrics.Metric: frozenset(["name", "dtype", "sample_weight", "variables", "metrics"]),
+    keras.optimizers.Optimizer: frozenset(["name", "built", "iterations", "learning_rate", "variables"]),
+    keras.regularizers.Regularizer: frozenset(),
+    keras.constraints.Constraint: frozenset(),
+    keras.initializers.Initializer: frozenset(["shape"]),
+    keras.callbacks.Callback: frozenset(["model", "params", "validation_data"]),
+}
+
+# The bases whose own constructor arguments are the common ones (`name`, `dtype`, ...), from the most special on. An
+# optimizer's base is none of them: its `learning_rate` is an argument of its own.
+ROOTS: dict[type, tuple[str, ...]] = {
+    keras.Model: ("name", "trainable", "dtype"),
+    keras.layers.Layer: ("name", "trainable", "dtype", "autocast", "activity_regularizer"),
+    keras.losses.Loss: ("name", "reduction", "dtype"),
+    keras.metrics.Metric: ("name", "dtype"),
+    keras.regularizers.Regularizer: (),
+    keras.constraints.Constraint: (),
+    keras.initializers.Initializer: (),
+    keras.callbacks.Callback: (),
+}
+
+
+def register(name: str, cls: type, *, bare: type | None = None, formerly: tuple[str, ...] = ()) -> None:
+    """Put `cls` into Keras's registry under `name`, and `bare` (what `type(cls)` is) where a config of `cls` is asked."""
+    object_registration.GLOBAL_CUSTOM_OBJECTS[name] = cls
+    object_registration.GLOBAL_CUSTOM_NAMES[cls] = name
+    if bare is not None:
+        object_registration.GLOBAL_CUSTOM_NAMES[bare] = name
+    for older in formerly:
+        object_registration.GLOBAL_CUSTOM_OBJECTS[older] = cls
+
+
+def forget(cls: type) -> None:
+    """Take a class that was replaced out of Keras's registry of names, so that it dies with its last user."""
+    object_registration.GLOBAL_CUSTOM_NAMES.pop(cls, None)
+    object_registration.GLOBAL_CUSTOM_NAMES.pop(type(cls), None)
+
+
+def registered(name: str) -> Any:
+    """What Keras has registered under exactly `name`, or None."""
+    return object_registration.GLOBAL_CUSTOM_OBJECTS.get(name)
+
+
+def registered_names() -> list[str]:
+    """Every name in Keras's registry."""
+    return list(object_registration.GLOBAL_CUSTOM_OBJECTS)
+
+
+def share(obj: Any, config: Any) -> None:
+    """Mark the config of `obj`, so that an object which stands in a file twice comes back as one.
+
+    Keras marks the first config only when it meets the object again; by then the first has been copied. Nothing is
+    marked outside of `save`, where configs are compared.
+    """
+    if global_state.get_global_attribute("shared_objects/id_to_config_map") is not None and isinstance(config, dict):
+        config["shared_object_id"] = id(obj)
+
+
+def in_call(layer: keras.layers.Layer) -> bool:
+    """Whether `layer` has been called, so that building it is Keras's doing and the call itself will go on."""
+    return bool(layer._called)
+
+
+def compute_output_spec(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """What `function` would return for symbolic arguments, as `KerasTensor`s; no variable changes."""
+    return keras.src.backend.compute_output_spec(function, *args, **kwargs)
+
+
+def tracked(owner: Any) -> set[int]:
+    """The ids of the layers, metrics, variables and seed generators that `owner` tracks."""
+    return set().union(*owner._tracker.stored_ids.values())
+
+
+def track(owner: Any, obj: Any) -> None:
+    """Have `owner` track `obj`, whether or not its state is locked; nothing else about `owner` changes."""
+    locked = owner._tracker.locked
+    owner._tracker.unlock()
+    try:
+        owner._tracker.track(obj)
+    finally:
+        if locked:
+            owner._tracker.lock()
+
+
+def is_known_function(function: Any) -> bool:
+    """Whether a file can name `function`: Keras exports it, or it is registered."""
+    return bool(api_export.get_name_from_symbol(function)) or function in object_registration.GLOBAL_CUSTOM_NAMES

@@ -1,0 +1,34 @@
+"""TensorFlow: what it does otherwise than the other backends.
+
+It refuses to mix dtypes in an operator (`int32 - float32`), eagerly with an `InvalidArgumentError` and while tracing
+with a `TypeError` or `ValueError`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+_REFUSALS = (
+    "does not match type",  # tracing: "Input 'y' of 'Sub' Op has type float32 that does not match type int32"
+    "expected to be a",  # eagerly: "cannot compute Sub as input #1(zero-based) was expected to be a int32 tensor"
+    "passed to parameter",  # "Expected int32 passed to parameter 'y' of op 'Sub', got 1.0 of type 'float' instead"
+    "not in list of allowed values",  # booleans in arithmetic, tracing
+    "could not find device for node",  # booleans in arithmetic, eagerly
+    "tensor conversion requested dtype",
+    "cannot convert",  # a float constant beside an integer tensor: "Cannot convert 0.5 to EagerTensor of dtype int32"
+)
+
+
+def refuses_mixed_dtypes(error: Exception) -> bool:
+    """Whether `error` is TensorFlow's refusal to compute with two dtypes, or with booleans as numbers."""
+    if not isinstance(error, TypeError | ValueError | tf.errors.InvalidArgumentError | tf.errors.NotFoundError):
+        return False
+    text = str(error).lower()
+    return any(refusal in text for refusal in _REFUSALS)
+
+
+def is_concrete(x: Any) -> bool:
+    """Whether the value of the tensor `x` is known now (it is not while a `tf.function` is traced)."""
+    return not tf.is_symbolic_tensor(x)

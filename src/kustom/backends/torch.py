@@ -1,0 +1,29 @@
+"""PyTorch: what it does otherwise than the other backends.
+
+It promotes integers beside floats, and refuses booleans in subtraction. A value is unknown on the device `meta`, which
+Keras uses to infer shapes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+_REFUSALS = (
+    "with a bool tensor",  # "Subtraction, the `-` operator, with a bool tensor is not supported."
+    "with two bool tensors",
+    "not implemented for 'bool'",
+    "negation, the `-` operator, on a bool tensor",
+)
+
+
+def refuses_mixed_dtypes(error: Exception) -> bool:
+    """Whether `error` is torch's refusal to compute with booleans as numbers."""
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(refusal in text for refusal in _REFUSALS)
+
+
+def is_concrete(x: Any) -> bool:
+    """Whether the value of the tensor `x` is known now (it is not on the device `meta`)."""
+    return not isinstance(x, torch.Tensor) or x.device.type != "meta"

@@ -1,0 +1,1 @@
+"""Define: a function or a small class becomes a complete Keras part."""

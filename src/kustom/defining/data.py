@@ -1,0 +1,242 @@
+"""Data: what a part's function is handed, and what must hold of shapes before and after.
+
+A function gets backend tensors, never Variables (JAX cannot trace them through `ops.where`), arrays or lists. Floating
+data has the part's dtype; integers and booleans keep their own, so that a label is exact. Targets are aligned with
+predictions as Keras's own losses align them; entries that are masked or weigh nothing are replaced by an entry that
+counts, before the function sees them, so that no NaN in them reaches a value or a gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kustom.backends import current
+from kustom.backends import keras as private
+from kustom.errors import DtypeMixError, ShapeError
+
+__all__ = ["Pair", "align", "call", "kind_of", "pair", "refuse_broadcast", "setting_tensors", "shape_fits", "tensor", "weigh"]
+
+Shape = tuple[int | None, ...]
+
+
+def tensor(x: Any, dtype: str | None = None) -> Any:
+    """`x` as a backend tensor.
+
+    Args:
+        x: A tensor, Variable, array, number or nested list of numbers; a symbolic tensor passes as it is.
+        dtype: What floating data is cast to. None: a tensor keeps its own, all else gets Keras's `floatx`.
+    """
+    if isinstance(x, keras.Variable):
+        x = x.value
+    if not (ops.is_tensor(x) or isinstance(x, keras.KerasTensor)):
+        array = np.asarray(x)
+        floating = array.dtype.kind == "f" or not array.size
+        x = ops.convert_to_tensor(x, dtype=(dtype or keras.config.floatx()) if floating else None)
+    if dtype is not None and is_floating(x) and private.standardize_dtype(x.dtype) != dtype:
+        x = ops.cast(x, dtype)
+    return x
+
+
+def is_floating(x: Any) -> bool:
+    return private.is_float_dtype(private.standardize_dtype(x.dtype))
+
+
+def kind_of(x: Any) -> str:
+    """A tensor as an error message shows it."""
+    return f"{private.standardize_dtype(x.dtype)}{tuple(x.shape)}"
+
+
+def setting_tensors(settings: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """Settings as a function gets them: arrays as tensors (floating ones in its data's dtype), all else as it is."""
+    return {
+        name: tensor(value, dtype) if isinstance(value, np.ndarray) and value.dtype.kind in "fiub" else value
+        for name, value in settings.items()
+    }
+
+
+def call(function: Callable[..., Any], owner: str, data: dict[str, Any], named: dict[str, Any]) -> Any:
+    """Call a part's function with `data` by position.
+
+    Raises:
+        DtypeMixError: The backend refuses to mix integers or booleans with floats.
+    """
+    try:
+        return function(*data.values(), **named)
+    except Exception as error:
+        tensors = {name: x for name, x in data.items() if hasattr(x, "dtype")}
+        exact = [name for name, x in tensors.items() if not is_floating(x)]
+        if not exact or not current().refuses_mixed_dtypes(error):
+            raise
+        got = ", ".join(f"{name} is {kind_of(x)}" for name, x in tensors.items())
+        raise DtypeMixError(
+            f"{owner} mixes dtypes by an operator, which this backend refuses: {got}. Integers and booleans arrive as they "
+            f"are; write ops.subtract(a, b) for a - b (and ops.add, ops.multiply, ...), or first ops.cast({exact[0]}, ...)."
+        ) from error
+
+
+def align(y_true: Any, y_pred: Any, owner: str) -> tuple[Any, Any]:
+    """Give `y_true` and `y_pred` the same rank where one of them lacks, or has, a last axis of length 1.
+
+    Raises:
+        ShapeError: Their numbers of samples differ.
+    """
+    true, pred = tuple(y_true.shape), tuple(y_pred.shape)
+    if len(true) == len(pred) - 1 and pred[-1] == 1:
+        y_true = ops.expand_dims(y_true, -1)
+    elif len(true) == len(pred) + 1 and true[-1] == 1:
+        if len(pred) == 1:
+            y_pred = ops.expand_dims(y_pred, -1)
+        else:
+            y_true = ops.squeeze(y_true, -1)
+    if true and pred and None not in (true[0], pred[0]) and true[0] != pred[0]:
+        raise ShapeError(
+            f"{owner} was given y_true {true} and y_pred {pred}: {true[0]} samples beside {pred[0]}. Give one target a sample."
+        )
+    return y_true, y_pred
+
+
+@dataclass
+class Pair:
+    """Targets and predictions as the function gets them, and the weights that their values get.
+
+    `weights` has the shape of the values, or None. `entrywise`: there is a weight for each entry of the last axis, too,
+    so that it is not averaged.
+    """
+
+    y_true: Any
+    y_pred: Any
+    sample_weight: Any
+    mask: Any
+    entrywise: bool
+
+
+def pair(y_true: Any, y_pred: Any, sample_weight: Any, dtype: str, owner: str) -> Pair:
+    """Make ready what a loss or metric was given.
+
+    Raises:
+        ShapeError: Shapes do not fit each other.
+    """
+    mask = private.get_keras_mask(y_pred)
+    for name, given in (("y_true", y_true), ("y_pred", y_pred)):
+        if isinstance(given, dict):
+            raise ShapeError(f"{owner} takes one tensor as {name}, not a dict; give a part to each output in `compile`.")
+    y_true, y_pred = align(tensor(y_true, dtype), tensor(y_pred, dtype), owner)
+    if sample_weight is not None:
+        sample_weight = ops.cast(tensor(sample_weight, dtype), dtype)
+    if mask is not None:
+        mask = ops.cast(tensor(mask), "bool")
+    shape = tuple(y_pred.shape)
+    weights = {"sample_weight": sample_weight, "the mask": mask}
+    for name, weight in weights.items():
+        if weight is not None:
+            weights[name] = _fit_weight(weight, shape, name, owner)
+    sample_weight, mask = weights["sample_weight"], weights["the mask"]
+    keep = None if sample_weight is None else ops.not_equal(sample_weight, 0)
+    if mask is not None:
+        keep = mask if keep is None else ops.logical_and(_expand(keep, len(mask.shape)), _expand(mask, len(keep.shape)))
+    entrywise = any(w is not None and len(w.shape) == len(shape) and len(shape) > 1 for w in (sample_weight, mask))
+    if keep is not None:
+        y_true, y_pred = _replace(y_true, keep), _replace(y_pred, keep)
+    return Pair(y_true, y_pred, sample_weight, mask, entrywise)
+
+
+def shape_fits(got: Any, expected: tuple[Any, ...]) -> bool:
+    """Whether a shape is the expected one; a length that is not known fits any."""
+    got = tuple(got)
+    return len(got) == len(expected) and all(None in (g, e) or g == e for g, e in zip(got, expected, strict=True))
+
+
+def weigh(values: Any, weights: Pair, owner: str) -> Any:
+    """The weights of `values`, in their shape; what is masked weighs 0. None where nothing has a weight.
+
+    Raises:
+        ShapeError: The values do not begin with the axes that have weights.
+    """
+    result = None
+    for weight in (weights.sample_weight, weights.mask):
+        if weight is None:
+            continue
+        if not shape_fits(weight.shape, tuple(values.shape)[: len(weight.shape)]):
+            raise ShapeError(
+                f"{owner} made values of the shape {tuple(values.shape)}, which weights of the shape {tuple(weight.shape)} "
+                "cannot pick from. Return one value for each entry that has a weight, and do not sum over them."
+            )
+        weight = ops.broadcast_to(_expand(ops.cast(weight, values.dtype), len(values.shape)), ops.shape(values))
+        result = weight if result is None else ops.multiply(result, weight)
+    return result
+
+
+def _expand(x: Any, rank: int) -> Any:
+    """`x` with axes of length 1 behind, up to `rank`."""
+    missing = rank - len(x.shape)
+    return x if missing <= 0 else ops.reshape(x, (*ops.shape(x), *[1] * missing))
+
+
+def _fit_weight(weight: Any, shape: Shape, name: str, owner: str) -> Any:
+    """A weight a sample, a time step or an entry, its axes the first axes of `shape`."""
+    got = tuple(weight.shape)
+    if len(got) == len(shape) + 1 and got[-1] == 1:
+        weight = ops.squeeze(weight, -1)
+    elif 1 < len(got) <= len(shape) and got[-1] == 1 and shape[len(got) - 1] != 1:
+        weight = ops.squeeze(weight, -1)
+    elif len(got) == len(shape) > 1 and got[-1] == 1:
+        weight = ops.squeeze(weight, -1)
+    if not shape_fits(weight.shape, shape[: len(weight.shape)]) or len(weight.shape) > len(shape):
+        raise ShapeError(
+            f"{owner}: {name} has the shape {got} beside predictions of the shape {shape}. Give one weight a sample "
+            f"{shape[:1]}, a time step {shape[:-1]} or an entry {shape}."
+        )
+    return weight
+
+
+def _replace(x: Any, keep: Any) -> Any:
+    """`x` with its first kept entry in the place of each that is not kept.
+
+    An entry that counts is inside the function's domain, as zeros need not be. No gradient flows into the copies, and
+    none into what they replace, so that the gradient there is exactly 0.
+    """
+    rank = len(keep.shape)
+    if len(x.shape) < rank:
+        # One target for several predictions: it is kept where any of them is.
+        keep = ops.any(keep, axis=tuple(range(len(x.shape), rank)))
+        rank = len(x.shape)
+    shape = ops.shape(x)
+    rows = ops.reshape(x, (-1, *shape[rank:]))
+    first = ops.argmax(ops.cast(ops.reshape(keep, (-1,)), "int32"))
+    row = ops.take(ops.stop_gradient(rows) if is_floating(x) else rows, first, axis=0)
+    return ops.where(_expand(keep, len(x.shape)), x, row)
+
+
+def refuse_broadcast(function: Callable[..., Any], y_true: Any, y_pred: Any, owner: str) -> None:
+    """Refuse targets `(n,)` beside predictions `(n, k)` where the function would broadcast them to `(n, n)`.
+
+    That can only happen in silence where `n` equals `k`, or is not known. Labels of classes have those shapes, too; so
+    the function itself is asked, symbolically, what it does where `n` is another number.
+
+    Raises:
+        ShapeError: It combines targets with the wrong axis.
+    """
+    true, pred = tuple(y_true.shape), tuple(y_pred.shape)
+    if len(true) != len(pred) - 1 or not true or (true[-1] is not None and true[-1] != pred[-1]):
+        return
+    if not all(isinstance(size, int) for size in pred[1:]):
+        return
+    other = math.prod([size for size in pred[1:]]) + 1
+    try:
+        private.compute_output_spec(
+            function,
+            keras.KerasTensor((other, *true[1:]), dtype=private.standardize_dtype(y_true.dtype)),
+            keras.KerasTensor((other, *pred[1:]), dtype=private.standardize_dtype(y_pred.dtype)),
+        )
+    except (ValueError, TypeError, RuntimeError, IndexError) as error:
+        raise ShapeError(
+            f"{owner} was given y_true {true} and y_pred {pred}, and combines them by broadcasting: each target meets every "
+            f"prediction. Give targets of the shape {pred}, or class labels to a loss that takes them."
+        ) from error

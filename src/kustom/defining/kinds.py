@@ -1,0 +1,374 @@
+"""The kinds of parts that a function can become: for each, a Keras class that calls the function as Keras calls that kind.
+
+`definition` (see `function_part`) holds the function and its settings; the classes here know what goes in, what must come
+out, and nothing of names or configs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import random
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kustom.backends import keras as private
+from kustom.defining import data
+from kustom.defining.sums import Ratio, Sums
+from kustom.errors import ReturnError, ShapeError, hide_frames
+
+__all__ = ["KINDS"]
+
+
+class FunctionLoss(keras.losses.Loss):
+    """A loss whose values a function computes; reduction, weights and mask are Keras's."""
+
+    definition: Any
+
+    @hide_frames
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        with keras.name_scope(self.name):
+            pair = data.pair(y_true, y_pred, sample_weight, self.dtype, self.name)
+            values = self.call(pair.y_true, pair.y_pred)
+            values, averaged = _one_value_a_sample(values, pair, self.name)
+            weights = data.weigh(values, pair, self.name)
+            if weights is not None:
+                values = ops.where(ops.not_equal(weights, 0), values, ops.zeros_like(values))
+            if averaged:
+                return private.reduce_weighted_values(values, **_shaped(values, pair), reduction=self.reduction, dtype=self.dtype)
+            if pair.mask is None or len(pair.mask.shape) < len(values.shape):
+                values = ops.mean(values * weights, axis=-1)
+                pair = data.Pair(pair.y_true, pair.y_pred, None, pair.mask, False)
+            return private.reduce_weighted_values(values, **_shaped(values, pair), reduction=self.reduction, dtype=self.dtype)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        data.refuse_broadcast(self._plain, y_true, y_pred, self.name)
+        return self.definition.compute(self, {"y_true": y_true, "y_pred": y_pred}, self.dtype)
+
+    def _plain(self, y_true: Any, y_pred: Any) -> Any:
+        return self.definition.compute(self, {"y_true": y_true, "y_pred": y_pred}, self.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "dtype": self.dtype}
+
+
+class FunctionMetric(keras.metrics.Metric):
+    """A metric whose values a function computes: a running mean, a ratio, or a formula over sums.
+
+    A sum is kept in two numbers, the sum and what rounding took from it (Knuth's two-sum, The Art of Computer Programming
+    vol. 2, 4.2.2), so that counts in float32 stay exact beyond 2**24.
+    """
+
+    definition: Any
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._sums: dict[str, tuple[Any, Any]] = {}
+        if self.definition.formula is None:
+            self._make_sums({"total": (), "count": ()})
+
+    @hide_frames
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        pair = data.pair(y_true, y_pred, sample_weight, self.dtype, self.name)
+        data.refuse_broadcast(self._plain, pair.y_true, pair.y_pred, self.name)
+        made = self.definition.compute(self, {"y_true": pair.y_true, "y_pred": pair.y_pred}, self.dtype)
+        self._check_kind(made)
+        if isinstance(made, Sums):
+            sums = {name: self._sum(part, pair, made.keep) for name, part in made.parts.items()}
+        elif isinstance(made, Ratio):
+            sums = {"total": self._sum(made.numerator, pair, 0), "count": self._sum(made.denominator, pair, 0)}
+        else:
+            values, _ = _one_value_a_sample(made, pair, self.name)
+            sums = {"total": self._sum(values, pair, 0), "count": self._sum(ops.ones_like(values), pair, 0)}
+        if not self._sums:
+            self._make_sums({name: tuple(part.shape) for name, part in sums.items()})
+        self._check_sums(sums)
+        for name, part in sums.items():
+            self._add(name, part)
+
+    def result(self) -> Any:
+        if not self._sums:
+            return ops.zeros((), dtype=self.dtype)
+        sums = {name: ops.add(high, low) for name, (high, low) in self._sums.items()}
+        if self.definition.formula is None:
+            return ops.cast(ops.divide_no_nan(sums["total"], sums["count"]), self.dtype)
+        value = self.definition.result(self, sums)
+        empty = ops.all(ops.stack([ops.all(ops.equal(part, 0)) for part in sums.values()]))
+
+        def defined(x: Any) -> Any:
+            x = ops.cast(data.tensor(x), self.dtype)
+            return ops.where(ops.logical_and(empty, ops.logical_not(ops.isfinite(x))), ops.zeros_like(x), x)
+
+        return keras.tree.map_structure(defined, value)
+
+    def reset_state(self) -> None:
+        for variable in self.variables:
+            variable.assign(ops.zeros(variable.shape, dtype=variable.dtype))
+
+    def merge_state(self, metrics: Iterable[Any]) -> None:
+        """Add what other metrics of this kind have seen, as if this one had seen it.
+
+        Args:
+            metrics: Metrics made by the same function with the same settings.
+
+        Raises:
+            ReturnError: One of them is another metric, or has other settings.
+        """
+        for metric in metrics:
+            if type(metric) is not type(self) or self.definition.settings_of(metric) != self.definition.settings_of(self):
+                raise ReturnError(f"{self!r} cannot take in the state of {metric!r}; merge metrics of one kind and settings.")
+            if metric._sums and not self._sums:
+                self._make_sums({name: tuple(high.shape) for name, (high, _) in metric._sums.items()})
+            for name, (high, low) in metric._sums.items():
+                self._add(name, ops.convert_to_tensor(high))
+                self._add(name, ops.convert_to_tensor(low))
+
+    def _plain(self, y_true: Any, y_pred: Any) -> Any:
+        made = self.definition.compute(self, {"y_true": y_true, "y_pred": y_pred}, self.dtype)
+        return self.definition.leaves(made)
+
+    def _check_kind(self, made: Any) -> None:
+        wants_sums = self.definition.formula is not None
+        if isinstance(made, Sums) is wants_sums and (isinstance(made, Ratio | Sums) or hasattr(made, "shape")):
+            return
+        expected = "kustom.Sums(...)" if wants_sums else "a tensor or kustom.Ratio(...)"
+        hint = "" if wants_sums or not isinstance(made, Sums) else " Give the formula: @kustom.metric(result=...)."
+        raise ReturnError(f"{self.name} returned {type(made).__name__}, where {expected} was expected.{hint}")
+
+    def _check_sums(self, sums: dict[str, Any]) -> None:
+        have = {name: tuple(high.shape) for name, (high, _) in self._sums.items()}
+        got = {name: tuple(part.shape) for name, part in sums.items()}
+        if have != got:
+            raise ShapeError(f"{self.name} made the sums {got} after {have}; they must be the same for each batch.")
+
+    def _make_sums(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        dtype = "float64" if self.dtype == "float64" else "float32"
+        for name, shape in shapes.items():
+            if None in shape:
+                raise ShapeError(f"{self.name}: the sum {name!r} has the shape {shape}; the axes that are kept must be known.")
+            pair = (
+                self.add_variable(shape=shape, initializer="zeros", dtype=dtype, name=name),
+                self.add_variable(shape=shape, initializer="zeros", dtype=dtype, name=f"{name}_rest"),
+            )
+            self._sums[name] = pair
+
+    def _sum(self, part: Any, pair: data.Pair, keep: int) -> Any:
+        part = data.tensor(part)
+        rank = len(part.shape) - keep
+        if rank < 1:
+            raise ShapeError(
+                f"{self.name} returned a sum of the shape {tuple(part.shape)}"
+                f"{f' of which {keep} axes are kept' if keep else ''}: return one value a sample, kustom sums them."
+            )
+        part = ops.cast(part, "float64" if self.dtype == "float64" else "float32")
+        weights = data.weigh(part, pair, self.name)
+        if weights is not None:
+            part = ops.where(ops.not_equal(weights, 0), part * weights, ops.zeros_like(part))
+        return ops.sum(part, axis=tuple(range(rank)))
+
+    def _add(self, name: str, part: Any) -> None:
+        high, low = self._sums[name]
+        before = ops.convert_to_tensor(high)
+        part = ops.cast(part, high.dtype)
+        after = ops.add(before, part)
+        taken = ops.subtract(after, before)
+        lost = ops.add(ops.subtract(before, ops.subtract(after, taken)), ops.subtract(part, taken))
+        high.assign(after)
+        low.assign(ops.add(low, lost))
+
+
+class FunctionActivation:
+    """An activation that a function computes: a callable object, since Keras has no base class for activations."""
+
+    definition: Any
+    default_part: Any = None
+
+    def __init__(self) -> None:
+        self.__name__ = type(self).__name__
+
+    @hide_frames
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        held = self.definition.settings_of(self)
+        if not self.definition.has_data(args, kwargs):
+            return type(self)(**{**held, **kwargs})
+        return self.definition.direct(type(self), held, args, kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        return {}
+
+    def __reduce__(self) -> Any:
+        name = keras.saving.get_registered_name(type(self))
+        return _revive, (self.definition.function.__module__, name, self.get_config())
+
+
+def _revive(module: str, name: str, config: dict[str, Any]) -> Any:
+    """A pickled activation: its class is reached through the registry, since its name is that of the default part."""
+    importlib.import_module(module)
+    return keras.saving.get_registered_object(name).from_config(config)
+
+
+class FunctionRegularizer(keras.regularizers.Regularizer):
+    """A regularizer whose penalty a function computes."""
+
+    definition: Any
+
+    @hide_frames
+    def __call__(self, x: Any) -> Any:
+        penalty = self.definition.compute(self, {self.definition.data[0]: data.tensor(x)}, None)
+        if not hasattr(penalty, "shape") or len(penalty.shape) != 0:
+            got = f"the shape {tuple(penalty.shape)}" if hasattr(penalty, "shape") else type(penalty).__name__
+            raise ShapeError(f"{self.definition.name} returned {got}; a regularizer returns one number: sum it.")
+        return penalty
+
+    def get_config(self) -> dict[str, Any]:
+        return {}
+
+
+class FunctionConstraint(keras.constraints.Constraint):
+    """A constraint whose projection a function computes."""
+
+    definition: Any
+
+    @hide_frames
+    def __call__(self, w: Any) -> Any:
+        w = data.tensor(w)
+        projected = self.definition.compute(self, {self.definition.data[0]: w}, None)
+        if tuple(getattr(projected, "shape", ())) != tuple(w.shape):
+            raise ShapeError(
+                f"{self.definition.name} was given weights of the shape {tuple(w.shape)} and returned "
+                f"{tuple(getattr(projected, 'shape', ()))}; a constraint returns the shape that it is given."
+            )
+        return ops.cast(projected, private.standardize_dtype(w.dtype))
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config()
+
+
+class FunctionInitializer(keras.initializers.Initializer):
+    """An initializer whose values a function draws; its n-th draw folds n into the seed."""
+
+    definition: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._draws = 0
+        self._lock = threading.Lock()
+        # From the source that `keras.utils.set_random_seed` sets, as Keras's own initializers do.
+        self._own_seed = random.randint(0, 2**31 - 1)
+
+    @hide_frames
+    def __call__(self, shape: Any, dtype: Any = None) -> Any:
+        with self._lock:
+            draw = self._draws
+            self._draws += 1
+        settings = self.definition.settings_of(self)
+        if "seed" in settings:
+            settings["seed"] = self._seed_of(settings["seed"], draw)
+        return self.definition.draw(settings, shape, dtype)
+
+    def _seed_of(self, seed: Any, draw: int) -> Any:
+        if seed is None:
+            seed = self._own_seed
+        if draw == 0 or not isinstance(seed, int):
+            # A SeedGenerator moves on by itself.
+            return seed
+        return int(np.random.SeedSequence([seed % 2**64, draw]).generate_state(1)[0]) >> 1
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
+
+class FunctionLayer(keras.layers.Layer):
+    """A layer without weights whose output a function computes; a mask is passed on where its axes are kept."""
+
+    definition: Any
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def made(self) -> None:
+        if "seed" in self.definition.settings:
+            self._generator = keras.random.SeedGenerator(self.seed)  # type: ignore[attr-defined]
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        inputs, named = self.definition.bind_call(args, kwargs)
+        if "seed" in self.definition.settings:
+            named["seed"] = self._generator
+        outputs = self.definition.compute(self, inputs, self.compute_dtype, named)
+        mask = next((m for x in keras.tree.flatten(inputs) if (m := private.get_keras_mask(x)) is not None), None)
+        if mask is not None:
+            for output in keras.tree.flatten(outputs):
+                fits = data.shape_fits(tuple(output.shape)[: len(mask.shape)], tuple(mask.shape))
+                if fits and private.get_keras_mask(output) is None:
+                    private.set_keras_mask(output, mask)
+        return outputs
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        # `call` has set it, where it fits; here the output is not known.
+        return None
+
+    def build(self, input_shape: Any) -> None:
+        self.built = True
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config()
+
+
+def _one_value_a_sample(values: Any, pair: data.Pair, owner: str) -> tuple[Any, bool]:
+    """The values with their last axis averaged, unless entries of it have weights; and whether they are one a sample.
+
+    Raises:
+        ShapeError: They are neither one a sample nor one an entry of `y_pred`.
+    """
+    got, entries = tuple(getattr(values, "shape", ())), tuple(pair.y_pred.shape)
+    if data.shape_fits(got, entries) and entries:
+        if len(entries) == 1:
+            return values, True
+        return (values, False) if pair.entrywise else (ops.mean(ops.cast(values, _mean_dtype(values, pair)), axis=-1), True)
+    if data.shape_fits(got, entries[:-1]) and len(entries) > 1 and not pair.entrywise:
+        return values, True
+    samples = entries if len(entries) == 1 else entries[:-1]
+    alternative = "" if pair.entrywise or len(entries) == 1 else f", or one a sample, {samples}"
+    raise ShapeError(
+        f"{owner} returned the shape {got} for y_pred {entries}: expected one value an entry, {entries}{alternative}. "
+        "Do not average over samples; Keras does that, with their weights."
+    )
+
+
+def _mean_dtype(values: Any, pair: data.Pair) -> str:
+    dtype = private.standardize_dtype(values.dtype)
+    return dtype if private.is_float_dtype(dtype) else private.standardize_dtype(pair.y_pred.dtype)
+
+
+def _shaped(values: Any, pair: data.Pair) -> dict[str, Any]:
+    """Weights and mask, each in the shape of the values: Keras would align them by their last axes."""
+    shaped = {}
+    for name, weight in (("sample_weight", pair.sample_weight), ("mask", pair.mask)):
+        if weight is not None:
+            ones = [1] * (len(values.shape) - len(weight.shape))
+            weight = ops.broadcast_to(ops.reshape(weight, (*ops.shape(weight), *ones)), ops.shape(values))
+        shaped[name] = weight
+    return shaped
+
+
+# kind: (the class, the names its function's data has (None: any), the module of Keras that holds the kind).
+KINDS: dict[str, tuple[type, int | None, str]] = {
+    "loss": (FunctionLoss, 2, "losses"),
+    "metric": (FunctionMetric, 2, "metrics"),
+    "activation": (FunctionActivation, 1, "activations"),
+    "initializer": (FunctionInitializer, 2, "initializers"),
+    "regularizer": (FunctionRegularizer, 1, "regularizers"),
+    "constraint": (FunctionConstraint, 1, "constraints"),
+    "layer": (FunctionLayer, None, "layers"),
+}

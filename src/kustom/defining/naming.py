@@ -1,0 +1,190 @@
+"""Names: under what a part is registered, so that a file finds it again, and that no two parts share one.
+
+The name is `full.module.path>name`. Keras's own registry replaces without a word where two classes meet under one name,
+and a file of the first then loads as the second; here that is an error, unless the newcomer is the same definition run
+again: a cell, a reloaded module, a function that defines the part each time it is called.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from kustom.backends import keras as private
+from kustom.errors import ClosureError, DefinitionError, NameClashError
+
+# The family of a part is the module of Keras that holds its kind: "losses", "metrics", "activations", ...
+_FAMILIES: dict[str, tuple[str, Any]] = {}
+_PLACES: dict[str, Place] = {}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a part was defined."""
+
+    module: str
+    qualname: str
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}" if self.file else "an unknown place"
+        return f"{self.module}.{self.qualname} ({where})"
+
+
+def place_of(definition: types.FunctionType | type) -> Place:
+    """Where a function or class was defined; a class counts where its first method stands."""
+    code = getattr(definition, "__code__", None)
+    if code is None:
+        codes = [member.__code__ for member in vars(definition).values() if isinstance(member, types.FunctionType)]
+        code = min(codes, key=lambda c: c.co_firstlineno, default=None)
+    file, line = (code.co_filename, code.co_firstlineno) if code is not None else ("", 0)
+    return Place(definition.__module__, definition.__qualname__, file, line)
+
+
+def package_of(module: str) -> str:
+    """The package under which what `module` defines is registered.
+
+    A script that is run directly counts under the name by which another program would import it; so does a worker
+    process that imported it as `__mp_main__`. A notebook and an interactive session have no such name.
+    """
+    if module not in ("__main__", "__mp_main__"):
+        return module
+    main = sys.modules.get(module)
+    spec = getattr(main, "__spec__", None)
+    if spec is not None and spec.name not in ("__main__", "__mp_main__"):
+        return spec.name.removesuffix(".__main__")
+    file = getattr(main, "__file__", None)
+    if file is None or not file.endswith((".py", ".pyw")):
+        return "__main__"
+    return os.path.splitext(os.path.basename(file))[0]
+
+
+def register(
+    cls: type,
+    *,
+    definition: types.FunctionType | type,
+    family: str,
+    package: str | None,
+    formerly: tuple[str, ...] | str,
+    default: Any,
+) -> str:
+    """Register a part's class with Keras and return its name.
+
+    Args:
+        cls: The class that a file's config is handed to.
+        definition: The function or class as the user wrote it.
+        family: The module of Keras that holds its kind.
+        package: What stands before the `>`; the module's name where it is None.
+        formerly: Names under which older files know the part.
+        default: What a field of its family gets where it is given the name as text.
+
+    Raises:
+        NameClashError: The name, or an older one, belongs to another part.
+        DefinitionError: A package or an older name is not a name.
+    """
+    package = package_of(definition.__module__) if package is None else package
+    older = (formerly,) if isinstance(formerly, str) else tuple(formerly)
+    for text in (package, *older):
+        if not isinstance(text, str) or not text:
+            raise DefinitionError(f"{definition.__qualname__}: a package or former name must be text, not {text!r}.")
+    name = f"{package}>{definition.__name__}"
+    place = place_of(definition)
+    for taken in (name, *older):
+        _refuse_clash(taken, place)
+    replaced = private.registered(name)
+    if replaced is not None:
+        private.forget(replaced)
+    private.register(name, cls, bare=None if type(cls) is type else type(cls), formerly=older)
+    for taken in (name, *older):
+        _PLACES[taken] = place
+        _FAMILIES[taken] = (family, default)
+    return name
+
+
+def _refuse_clash(name: str, place: Place) -> None:
+    there = private.registered(name)
+    if there is None:
+        return
+    other = _PLACES.get(name) or place_of(there)
+    if (other.module, other.qualname) == (place.module, place.qualname):
+        return
+    raise NameClashError(
+        f"{name!r} is taken: {place} was about to replace {other}, and files of the one would load as the other. "
+        "Give one of them another name, or another `package=`."
+    )
+
+
+def find(name: str, family: str) -> Any:
+    """The part of a family that text names: by its registered name, or by its own where only one part has it.
+
+    Returns:
+        What the part gives for a field, or None where there is no such part.
+
+    Raises:
+        NameClashError: Several parts have that name.
+    """
+    if ">" in name:
+        found = _FAMILIES.get(name)
+        return found[1] if found is not None and found[0] == family else None
+    matches = {
+        full: default
+        for full, (kind, default) in _FAMILIES.items()
+        if kind == family and full.rpartition(">")[2] == name
+    }
+    if len({id(default) for default in matches.values()}) > 1:
+        raise NameClashError(f"{name!r} names {len(matches)} parts; write one of {', '.join(sorted(matches))}.")
+    return next(iter(matches.values()), None)
+
+
+def refuse_closure(definition: types.FunctionType | type) -> None:
+    """Refuse a part that takes a value from the function around it.
+
+    Modules, classes and functions that hold no such value themselves are fine: they are code, not settings.
+
+    Raises:
+        ClosureError: With the names of the values.
+    """
+    captured = sorted({name for name, value in _captured(definition, set()) if not _is_code(value)})
+    if captured:
+        raise ClosureError(
+            f"{definition.__qualname__} takes {', '.join(captured)} from the function around it, where no file would find "
+            f"{'them' if len(captured) > 1 else 'it'} again. Make {'each' if len(captured) > 1 else 'it'} a setting: a "
+            "keyword-only parameter of a function, an annotated field of a class."
+        )
+
+
+def _captured(definition: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    if id(definition) in seen:
+        return
+    seen.add(id(definition))
+    if isinstance(definition, staticmethod | classmethod):
+        definition = definition.__func__
+    if isinstance(definition, property):
+        for accessor in (definition.fget, definition.fset, definition.fdel):
+            yield from _captured(accessor, seen)
+    elif isinstance(definition, type):
+        if "<locals>" in definition.__qualname__:
+            for member in list(vars(definition).values()):
+                yield from _captured(member, seen)
+    elif isinstance(definition, types.FunctionType):
+        yield from _captured(getattr(definition, "__wrapped__", None), seen)
+        for name, cell in zip(definition.__code__.co_freevars, definition.__closure__ or (), strict=True):
+            try:
+                value = cell.cell_contents
+            except ValueError:
+                # `__class__` while the class is being made, or a name that is bound later: a function or class.
+                continue
+            yield name, value
+            yield from _captured(value, seen)
+
+
+def _is_code(value: Any) -> bool:
+    return isinstance(
+        value,
+        types.ModuleType | types.FunctionType | types.BuiltinFunctionType | type | staticmethod | classmethod,
+    ) or getattr(type(value), "default_part", None) is value

@@ -1,0 +1,229 @@
+"""Every exception and warning of kustom: public, one class an error, the docstring the explanation.
+
+A message says what was given, what was expected and the one thing to do next. Each class derives from `KustomError` and
+from the built-in exception that plain Python would have used, so that `except ValueError` keeps working. What can be
+raised while a file is read is no `TypeError`: Keras replaces a `TypeError` from `from_config` by one of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import types
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+__all__ = [
+    "BackendError",
+    "BuildError",
+    "ClosureError",
+    "ConfigError",
+    "DefinitionError",
+    "DtypeMixError",
+    "KustomError",
+    "MissingSettingError",
+    "NameClashError",
+    "ReservedNameError",
+    "ReturnError",
+    "SettingError",
+    "ShapeError",
+    "TfKerasError",
+    "TrackingError",
+    "UnknownSettingError",
+    "UnsavableSettingError",
+    "VersionError",
+]
+
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class KustomError(Exception):
+    """The base of every error that kustom raises."""
+
+
+class BackendError(KustomError, ImportError):
+    """There is no backend to compute with, or the one that was chosen is not installed.
+
+    Wrong: `pip install kustom` into an empty environment, then `import kustom`.
+    Right: `pip install "kustom[jax]"` (or `[tensorflow]`, `[torch]`).
+    """
+
+
+class DefinitionError(KustomError, TypeError):
+    """A function or class cannot become a part as it is written.
+
+    Wrong, since a setting must be keyword-only::
+
+        @kustom.loss
+        def huber(y_true, y_pred, threshold=1.0): ...
+
+    Right::
+
+        @kustom.loss
+        def huber(y_true, y_pred, *, threshold=1.0): ...
+    """
+
+
+class ReservedNameError(DefinitionError):
+    """A setting has a name that the Keras base class needs for itself.
+
+    Wrong: a field `losses` in a layer, since `Layer.losses` is where Keras keeps the added losses.
+    Right: any other name, such as `auxiliary_losses`.
+    """
+
+
+class ClosureError(DefinitionError):
+    """A part takes a value from the function around it, where no file would find it again.
+
+    Wrong, since the file would not hold `q`::
+
+        def make_pinball(q):
+            @kustom.loss
+            def pinball(y_true, y_pred):
+                error = y_true - y_pred
+                return ops.maximum(q * error, (q - 1) * error)
+
+    Right, `q` a setting::
+
+        @kustom.loss
+        def pinball(y_true, y_pred, *, q=0.5): ...
+    """
+
+
+class NameClashError(KustomError, ValueError):
+    """Another part is registered under this name already; a file of the one would load as the other.
+
+    Wrong: two different classes `Gate` under `@kustom.part(package="mine")`.
+    Right: another name, or another `package=`. (A cell run again, or a module reloaded, replaces its own part.)
+    """
+
+
+class UnknownSettingError(KustomError, TypeError):
+    """A part was given a setting that it does not have.
+
+    Wrong: `huber(treshold=2.0)`. Right: `huber(threshold=2.0)`.
+    """
+
+
+class MissingSettingError(KustomError, TypeError):
+    """A setting without a default was not given.
+
+    Wrong: `MyDense()`. Right: `MyDense(units=4)`.
+    """
+
+
+class SettingError(KustomError, ValueError):
+    """A setting has a value of the wrong kind.
+
+    Wrong: `huber(threshold="two")`. Right: `huber(threshold=2.0)`.
+    """
+
+
+class UnsavableSettingError(SettingError):
+    """A setting has a value that no config can hold: a lambda, an unregistered function, an object of a foreign class.
+
+    Wrong: `MyDense(4, activation=lambda x: x)`.
+    Right: a decorated function (`@kustom.activation`), a Keras object, numbers, text, arrays, lists, tuples, dicts.
+    """
+
+
+class ShapeError(KustomError, ValueError):
+    """Targets, predictions, weights or a result do not have the shapes they must have together.
+
+    Wrong: a loss that returns one number for a batch, so that `sample_weight` could not pick samples.
+    Right: one value a sample, or one an entry of `y_pred` (kustom averages the last axis).
+    """
+
+
+class DtypeMixError(KustomError, TypeError):
+    """A function mixes integers or booleans with floats by an operator, and the backend refuses.
+
+    Wrong, with integer targets on TensorFlow: `y_true - y_pred`.
+    Right: `ops.subtract(y_true, y_pred)`, or `ops.cast(y_true, y_pred.dtype) - y_pred`.
+    """
+
+
+class ReturnError(KustomError, TypeError):
+    """A part's function returned something of another kind than its decorator stands for.
+
+    Wrong: a metric that returns a Python list. Right: a tensor, `kustom.Ratio` or `kustom.Sums`.
+    """
+
+
+class BuildError(KustomError, ValueError):
+    """A layer or model was built, but some of its weights were not; they would come back from a file as fresh ones.
+
+    Wrong: a `build` over `keras.layers.Dense` that never calls `super().build(input_shape)`.
+    Right: call it, and build in `build` every sublayer that the symbolic call cannot reach.
+    """
+
+
+class TrackingError(KustomError, ValueError):
+    """A sublayer stands where Keras neither tracks nor saves it: in a set, in a closure, in an object that is no layer.
+
+    Wrong: `self.tools = Tools(dense=Dense(3))`. Right: `self.dense = Dense(3)`, or a list or dict of layers.
+    """
+
+
+class ConfigError(KustomError, ValueError):
+    """A config does not fit the part that it is read by: an unknown entry, a missing one.
+
+    Wrong: a file written before the field `rate` was renamed to `factor`.
+    Right: `@kustom.part(version=2, migrate=...)`, which turns the older settings into the newer.
+    """
+
+
+class VersionError(ConfigError):
+    """A config was written by a newer version of a part than the one that reads it.
+
+    Wrong: reading with `@kustom.part` (version 1) what `@kustom.part(version=2, migrate=...)` wrote.
+    Right: install the package version that the file was written with.
+    """
+
+
+class TfKerasError(KustomError, TypeError):
+    """An object of `tf_keras` (Keras 2) was given; kustom makes parts of Keras 3, and the two do not mix.
+
+    Wrong: `class MyDense(tf_keras.layers.Layer)`. Right: `class MyDense(keras.layers.Layer)`.
+    """
+
+
+def refuse_tf_keras(*objects: Any) -> None:
+    """Raise `TfKerasError` if one of `objects` is, or derives from, something of Keras 2."""
+    for obj in objects:
+        for cls in (obj if isinstance(obj, type) else type(obj)).__mro__:
+            if cls.__module__.split(".")[0] == "tf_keras":
+                raise TfKerasError(f"{cls.__module__}.{cls.__name__} is of tf_keras (Keras 2); use its twin in `keras`.")
+
+
+def hide_frames(function: _F) -> _F:
+    """Take kustom's own frames out of the tracebacks that leave `function`, as Keras does with its own.
+
+    `keras.config.disable_traceback_filtering()` shows both.
+    """
+
+    @functools.wraps(function)
+    def outermost(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            keras = sys.modules.get("keras")
+            if keras is None or not keras.config.is_traceback_filtering_enabled():
+                raise
+            raise error.with_traceback(_without_ours(error.__traceback__))
+
+    return outermost  # type: ignore[return-value]
+
+
+def _without_ours(trace: types.TracebackType | None) -> types.TracebackType | None:
+    frames = []
+    while trace is not None:
+        if not trace.tb_frame.f_code.co_filename.startswith(_HERE):
+            frames.append(trace)
+        trace = trace.tb_next
+    kept = None
+    for frame in reversed(frames):
+        kept = types.TracebackType(kept, frame.tb_frame, frame.tb_lasti, frame.tb_lineno)
+    return kept
