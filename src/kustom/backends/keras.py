@@ -6,6 +6,7 @@ not from here.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import keras
@@ -27,7 +28,10 @@ __all__ = [
     "get_keras_mask",
     "in_call",
     "is_default",
+    "is_functional",
+    "is_internal",
     "is_known_function",
+    "is_of_library",
     "is_float_dtype",
     "mark_default",
     "reduce_weighted_values",
@@ -151,3 +155,42 @@ def track(owner: Any, obj: Any) -> None:
 def is_known_function(function: Any) -> bool:
     """Whether a file can name `function`: Keras exports it, or it is registered."""
     return bool(api_export.get_name_from_symbol(function)) or function in object_registration.GLOBAL_CUSTOM_NAMES
+
+
+@functools.cache
+def _internals(kind: str) -> frozenset[str]:
+    bare = keras.metrics.Metric() if kind == "metric" else keras.Model() if kind == "model" else keras.layers.Layer()
+    return frozenset(vars(bare)) | _LATER
+
+
+# What Keras and its backends set on an instance after it is made.
+_LATER = frozenset(
+    """
+    _build_shapes_dict _compile_config _compile_loss _compile_metrics _functional _jax_state _loss_tracker _losses_override
+    _modules _parameters _torch_params _tracker compiled optimizer build quantize _call_signature _inbound_nodes
+    _outbound_nodes _object__state _pytree__state _jax_state_synced train_function test_function predict_function
+    _distribute_strategy _saved_model_inputs_spec _eval_epoch_iterator _supports_masking
+    """.split()
+)
+
+
+def is_internal(part: Any, name: str) -> bool:
+    """Whether Keras, or kustom, keeps something of its own in the attribute `name` of a part."""
+    if name.startswith("_kustom"):
+        return True
+    if isinstance(part, keras.metrics.Metric):
+        return name in _internals("metric")
+    return name in _internals("model" if isinstance(part, keras.Model) else "layer")
+
+
+def is_functional(layer: keras.layers.Layer) -> bool:
+    """Whether a model was made of symbolic inputs and outputs, so that Keras tracks its layers by their graph."""
+    return isinstance(layer, keras.Model) and layer._obj_type() in ("Functional", "Sequential")
+
+
+def is_of_library(obj: Any) -> bool:
+    """Whether `obj` is of Keras or a library below it, so that no user keeps layers in it."""
+    return type(obj).__module__.split(".")[0] in _LIBRARIES
+
+
+_LIBRARIES = frozenset("builtins keras numpy tensorflow jax jaxlib torch ml_dtypes threading functools types kustom".split())

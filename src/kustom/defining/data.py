@@ -21,7 +21,7 @@ from kustom.backends import current
 from kustom.backends import keras as private
 from kustom.errors import DtypeMixError, ShapeError
 
-__all__ = ["Pair", "align", "call", "kind_of", "pair", "refuse_broadcast", "setting_tensors", "shape_fits", "tensor", "weigh"]
+__all__ = ["Pair", "align", "call", "expand", "kind_of", "pair", "refuse_broadcast", "setting_tensors", "shape_fits", "tensor", "weigh"]
 
 Shape = tuple[int | None, ...]
 
@@ -140,7 +140,7 @@ def pair(y_true: Any, y_pred: Any, sample_weight: Any, dtype: str, owner: str) -
     sample_weight, mask = weights["sample_weight"], weights["the mask"]
     keep = None if sample_weight is None else ops.not_equal(sample_weight, 0)
     if mask is not None:
-        keep = mask if keep is None else ops.logical_and(_expand(keep, len(mask.shape)), _expand(mask, len(keep.shape)))
+        keep = mask if keep is None else ops.logical_and(expand(keep, len(mask.shape)), expand(mask, len(keep.shape)))
     entrywise = any(w is not None and len(w.shape) == len(shape) and len(shape) > 1 for w in (sample_weight, mask))
     if keep is not None:
         y_true, y_pred = _replace(y_true, keep), _replace(y_pred, keep)
@@ -168,12 +168,12 @@ def weigh(values: Any, weights: Pair, owner: str) -> Any:
                 f"{owner} made values of the shape {tuple(values.shape)}, which weights of the shape {tuple(weight.shape)} "
                 "cannot pick from. Return one value for each entry that has a weight, and do not sum over them."
             )
-        weight = ops.broadcast_to(_expand(ops.cast(weight, values.dtype), len(values.shape)), ops.shape(values))
+        weight = ops.broadcast_to(expand(ops.cast(weight, values.dtype), len(values.shape)), ops.shape(values))
         result = weight if result is None else ops.multiply(result, weight)
     return result
 
 
-def _expand(x: Any, rank: int) -> Any:
+def expand(x: Any, rank: int) -> Any:
     """`x` with axes of length 1 behind, up to `rank`."""
     missing = rank - len(x.shape)
     return x if missing <= 0 else ops.reshape(x, (*ops.shape(x), *[1] * missing))
@@ -211,7 +211,7 @@ def _replace(x: Any, keep: Any) -> Any:
     rows = ops.reshape(x, (-1, *shape[rank:]))
     first = ops.argmax(ops.cast(ops.reshape(keep, (-1,)), "int32"))
     row = ops.take(ops.stop_gradient(rows) if is_floating(x) else rows, first, axis=0)
-    return ops.where(_expand(keep, len(x.shape)), x, row)
+    return ops.where(expand(keep, len(x.shape)), x, row)
 
 
 def refuse_broadcast(function: Callable[..., Any], y_true: Any, y_pred: Any, owner: str) -> None:

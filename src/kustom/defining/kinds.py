@@ -21,35 +21,35 @@ from kustom.defining import data
 from kustom.defining.sums import Ratio, Sums
 from kustom.errors import ReturnError, ShapeError, hide_frames
 
-__all__ = ["KINDS"]
+__all__ = ["KINDS", "CheckedLoss", "fold_seed"]
 
 
-class FunctionLoss(keras.losses.Loss):
-    """A loss whose values a function computes; reduction, weights and mask are Keras's."""
-
-    definition: Any
+class CheckedLoss(keras.losses.Loss):
+    """How a loss of ours is called; `call` computes the values, reduction, weights and mask are Keras's."""
 
     @hide_frames
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         with keras.name_scope(self.name):
             pair = data.pair(y_true, y_pred, sample_weight, self.dtype, self.name)
-            values = self.call(pair.y_true, pair.y_pred)
+            data.refuse_broadcast(self.call, pair.y_true, pair.y_pred, self.name)
+            values = data.call(self.call, self.name, {"y_true": pair.y_true, "y_pred": pair.y_pred}, {})
             values, averaged = _one_value_a_sample(values, pair, self.name)
             weights = data.weigh(values, pair, self.name)
             if weights is not None:
                 values = ops.where(ops.not_equal(weights, 0), values, ops.zeros_like(values))
-            if averaged:
-                return private.reduce_weighted_values(values, **_shaped(values, pair), reduction=self.reduction, dtype=self.dtype)
-            if pair.mask is None or len(pair.mask.shape) < len(values.shape):
+            if not averaged and (pair.mask is None or len(pair.mask.shape) < len(values.shape)):
+                # A weight an entry, but no mask an entry: the mean over the last axis is of all its entries.
                 values = ops.mean(values * weights, axis=-1)
                 pair = data.Pair(pair.y_true, pair.y_pred, None, pair.mask, False)
             return private.reduce_weighted_values(values, **_shaped(values, pair), reduction=self.reduction, dtype=self.dtype)
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        data.refuse_broadcast(self._plain, y_true, y_pred, self.name)
-        return self.definition.compute(self, {"y_true": y_true, "y_pred": y_pred}, self.dtype)
 
-    def _plain(self, y_true: Any, y_pred: Any) -> Any:
+class FunctionLoss(CheckedLoss):
+    """A loss whose values a function computes."""
+
+    definition: Any
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
         return self.definition.compute(self, {"y_true": y_true, "y_pred": y_pred}, self.dtype)
 
     def get_config(self) -> dict[str, Any]:
@@ -273,10 +273,7 @@ class FunctionInitializer(keras.initializers.Initializer):
     def _seed_of(self, seed: Any, draw: int) -> Any:
         if seed is None:
             seed = self._own_seed
-        if draw == 0 or not isinstance(seed, int):
-            # A SeedGenerator moves on by itself.
-            return seed
-        return int(np.random.SeedSequence([seed % 2**64, draw]).generate_state(1)[0]) >> 1
+        return fold_seed(seed, draw)
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config()
@@ -323,6 +320,14 @@ class FunctionLayer(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config()
+
+
+def fold_seed(seed: Any, draw: int) -> Any:
+    """The seed of a part's n-th draw, from 0 on: the seed itself first, then others that follow from it and n alone."""
+    if draw == 0 or not isinstance(seed, int):
+        # A SeedGenerator moves on by itself.
+        return seed
+    return int(np.random.SeedSequence([seed % 2**64, draw]).generate_state(1)[0]) >> 1
 
 
 def _one_value_a_sample(values: Any, pair: data.Pair, owner: str) -> tuple[Any, bool]:

@@ -65,8 +65,9 @@ class Setting:
             UnsavableSettingError: No config could hold it.
         """
         try:
-            if self.converter is not None:
-                return _apply(self.converter, value)
+            converter = self.converter or _converter_of(self.annotation)
+            if converter is not None:
+                return _apply(converter, value)
             if self.annotation is MISSING and not _has_kind(self.default):
                 return _plain(value)
             if value is None and self.default is None:
@@ -189,6 +190,8 @@ def show(value: Any) -> str:
         return f"{{{', '.join(f'{key!r}: {show(item)}' for key, item in value.items())}}}"
     if isinstance(value, types.FunctionType | types.BuiltinFunctionType):
         return value.__name__
+    if isinstance(value, keras.Variable):
+        return show(np.array(value)) if value.shape else show(np.array(value).item())
     text = repr(value)
     return type(value).__name__ + "()" if " object at 0x" in text else text
 
@@ -222,6 +225,12 @@ def _apply(converter: Converter, value: Any) -> Any:
     return _savable(held)
 
 
+def _converter_of(annotation: Any) -> Converter | None:
+    if typing.get_origin(annotation) is not typing.Annotated:
+        return None
+    return next((extra for extra in typing.get_args(annotation)[1:] if isinstance(extra, Converter)), None)
+
+
 def _has_kind(default: Any) -> bool:
     return isinstance(default, bool | int | float | str | tuple | list | dict)
 
@@ -242,10 +251,8 @@ def _by_annotation(value: Any, annotation: Any) -> Any:
     if annotation is Any or annotation is object or isinstance(annotation, typing.TypeVar | str):
         return _plain(value)
     if origin is typing.Annotated:
-        for extra in arguments[1:]:
-            if isinstance(extra, Converter):
-                return _apply(extra, value)
-        return _by_annotation(value, arguments[0])
+        converter = _converter_of(annotation)
+        return _apply(converter, value) if converter is not None else _by_annotation(value, arguments[0])
     if origin in (typing.Union, types.UnionType):
         return _one_of(value, arguments)
     if origin is typing.Literal:

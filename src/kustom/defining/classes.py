@@ -1,0 +1,371 @@
+"""How a part's class is called and built: what kustom adds to the methods that the author wrote, kind by kind.
+
+A loss gets what a decorated one gets. A metric's `result` is a tensor; a regularizer, constraint or initializer is handed
+tensors, and its result is looked at. A layer's `build` gets tuples, made or loaded, and leaves nothing unbuilt that a
+file would then bring back as fresh; every sublayer that its attributes reach is tracked.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+from keras import ops
+
+from kustom.backends import keras as private
+from kustom.defining import data
+from kustom.defining.kinds import CheckedLoss, fold_seed
+from kustom.errors import BuildError, ShapeError, TrackingError, hide_frames
+
+__all__ = ["check_tracking", "install"]
+
+_BUILDING = "_kustom_building"
+_CHILDREN = "_kustom_children"
+
+
+def install(cls: Any) -> None:
+    """Wrap the methods of a part's class."""
+    if issubclass(cls, keras.losses.Loss):
+        if cls.__call__ is keras.losses.Loss.__call__:
+            cls.__call__ = CheckedLoss.__call__
+    elif issubclass(cls, keras.metrics.Metric):
+        _wrap(cls, "update_state", _metric_update)
+        _wrap(cls, "result", _metric_result)
+    elif issubclass(cls, keras.regularizers.Regularizer):
+        _wrap(cls, "__call__", _regularizer_call)
+    elif issubclass(cls, keras.constraints.Constraint):
+        _wrap(cls, "__call__", _constraint_call)
+    elif issubclass(cls, keras.initializers.Initializer):
+        _wrap(cls, "__call__", _initializer_call)
+    elif issubclass(cls, keras.layers.Layer):
+        _install_layer(cls)
+
+
+def _wrap(cls: Any, name: str, wrapper: Callable[[Any, Callable[..., Any]], Callable[..., Any]]) -> None:
+    written = vars(cls).get(name)
+    if written is not None:
+        setattr(cls, name, hide_frames(functools.wraps(written)(wrapper(cls, written))))
+
+
+# --- losses have CheckedLoss; metrics -----------------------------------------------------------------------------------
+
+
+def _metric_update(cls: Any, written: Callable[..., Any]) -> Callable[..., Any]:
+    names = [*inspect.signature(written).parameters][1:]
+    takes_pair, takes_weight = names[:2] == ["y_true", "y_pred"], "sample_weight" in names
+
+    def update_state(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not takes_pair:
+            return written(self, *args, **kwargs)
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        y_true, y_pred, weight = given.pop("y_true"), given.pop("y_pred"), given.pop("sample_weight", None)
+        if isinstance(y_true, dict) or isinstance(y_pred, dict):
+            return written(self, y_true, y_pred, **given, **({"sample_weight": weight} if takes_weight else {}))
+        pair = data.pair(y_true, y_pred, weight, self.dtype, self.name)
+        if takes_weight:
+            given["sample_weight"] = _merged(pair)
+        inputs = {"y_true": pair.y_true, "y_pred": pair.y_pred}
+        return data.call(lambda *two, **named: written(self, *two, **named), self.name, inputs, given)
+
+    return update_state
+
+
+def _merged(pair: data.Pair) -> Any:
+    """Sample weight and mask together: what is masked weighs 0."""
+    if pair.mask is None:
+        return pair.sample_weight
+    mask = ops.cast(pair.mask, pair.y_pred.dtype)
+    if pair.sample_weight is None:
+        return mask
+    rank = max(len(mask.shape), len(pair.sample_weight.shape))
+    return ops.multiply(data.expand(pair.sample_weight, rank), data.expand(mask, rank))
+
+
+def _metric_result(cls: Any, written: Callable[..., Any]) -> Callable[..., Any]:
+    def result(self: Any) -> Any:
+        # On JAX a compiled function cannot return a Variable.
+        return keras.tree.map_structure(
+            lambda x: ops.convert_to_tensor(x.value if isinstance(x, keras.Variable) else x), written(self)
+        )
+
+    return result
+
+
+# --- regularizers, constraints, initializers ----------------------------------------------------------------------------
+
+
+def _regularizer_call(cls: Any, written: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(self: Any, x: Any) -> Any:
+        penalty = written(self, data.tensor(x))
+        if len(getattr(penalty, "shape", ())) != 0:
+            raise ShapeError(
+                f"{cls.__name__} returned the shape {tuple(penalty.shape)}; a regularizer returns one number: sum it."
+            )
+        return penalty
+
+    return __call__
+
+
+def _constraint_call(cls: Any, written: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(self: Any, w: Any) -> Any:
+        w = data.tensor(w)
+        projected = data.tensor(written(self, w))
+        if tuple(projected.shape) != tuple(w.shape):
+            raise ShapeError(
+                f"{cls.__name__} was given weights of the shape {tuple(w.shape)} and returned {tuple(projected.shape)}; "
+                "a constraint returns the shape that it is given."
+            )
+        return ops.cast(projected, private.standardize_dtype(w.dtype))
+
+    return __call__
+
+
+def _initializer_call(cls: Any, written: Callable[..., Any]) -> Callable[..., Any]:
+    """Fold the number of the draw into the part's `seed` for the time of the draw."""
+
+    def __call__(self: Any, shape: Any, dtype: Any = None, **kwargs: Any) -> Any:
+        draw = vars(self).get("_kustom_draws", 0)
+        object.__setattr__(self, "_kustom_draws", draw + 1)
+        seed = vars(self).get("seed")
+        if draw and isinstance(seed, int):
+            object.__setattr__(self, "seed", fold_seed(seed, draw))
+        try:
+            values = data.tensor(written(self, tuple(shape), dtype, **kwargs))
+        finally:
+            if draw and isinstance(seed, int):
+                object.__setattr__(self, "seed", seed)
+        if tuple(values.shape) != tuple(shape):
+            raise ShapeError(f"{cls.__name__} was asked for the shape {tuple(shape)} and returned {tuple(values.shape)}.")
+        return ops.cast(values, private.standardize_dtype(dtype or keras.config.floatx()))
+
+    return __call__
+
+
+# --- layers and models --------------------------------------------------------------------------------------------------
+
+
+def _install_layer(cls: Any) -> None:
+    written = vars(cls).get("build")
+    if written is not None:
+        cls.build = _build(cls, written)
+    elif private.is_default(cls.build):
+        cls.build = private.mark_default(_build(cls, cls.build))
+    if "build_from_config" not in vars(cls):
+        cls.build_from_config = _build_from_config
+    if "get_build_config" not in vars(cls):
+        cls.get_build_config = _get_build_config
+    if "save_own_variables" not in vars(cls):
+        cls.save_own_variables = _saving(cls.save_own_variables)
+
+
+def _build(cls: Any, written: Callable[..., None]) -> Callable[..., None]:
+    default = private.is_default(written)
+
+    @functools.wraps(written)
+    def build(self: Any, *shapes: Any, **named_shapes: Any) -> None:
+        shapes = tuple(_tuples(shape) for shape in shapes)
+        named_shapes = {name: _tuples(shape) for name, shape in named_shapes.items()}
+        if vars(self).get(_BUILDING):
+            written(self, *shapes, **named_shapes)
+            return
+        object.__setattr__(self, _BUILDING, True)
+        try:
+            if default:
+                # Keras marks the layer as built, whatever its sublayers are.
+                _build_children(self, shapes, named_shapes)
+                written(self, *shapes, **named_shapes)
+            else:
+                written(self, *shapes, **named_shapes)
+                check_tracking(self)
+                _build_children(self, shapes, named_shapes)
+                _check_base_built(self)
+            check_tracking(self)
+        finally:
+            object.__setattr__(self, _BUILDING, False)
+
+    return build
+
+
+def _tuples(shape: Any) -> Any:
+    """A shape, or a structure of them, with tuples for lists: a file has only lists."""
+    if isinstance(shape, list | tuple):
+        return tuple(_tuples(item) for item in shape)
+    return {name: _tuples(item) for name, item in shape.items()} if isinstance(shape, dict) else shape
+
+
+def _unbuilt(layer: Any) -> list[Any]:
+    """The sublayers, at any depth, that are not built."""
+    return [child for child in layer._flatten_layers(include_self=False) if not child.built]
+
+
+def _build_children(self: Any, shapes: tuple[Any, ...], named_shapes: dict[str, Any]) -> None:
+    """Build what `build` itself has not: as a file has recorded it, else by a symbolic call.
+
+    Raises:
+        BuildError: The call cannot be traced, and no eager call follows that would build them.
+    """
+    for child, config in zip(self._layers, vars(self).pop(_CHILDREN, None) or (), strict=False):
+        if config and not child.built:
+            child.build_from_config(_tuples(config))
+            child.built = True
+    unbuilt = _unbuilt(self)
+    if not unbuilt:
+        return
+    names = [*inspect.signature(self.call).parameters]
+    given = {name.removesuffix("_shape"): shape for name, shape in named_shapes.items()}
+    if shapes or len(given) == 1:
+        given = dict(zip(names, [*shapes, *given.values()], strict=False))
+    if not given or any(shape is None for shape in given.values()):
+        return
+    symbolic = {name: keras.tree.map_shape_structure(keras.KerasTensor, shape) for name, shape in given.items()}
+    modes: list[dict[str, Any]] = [{}, {"training": True}] if "training" in names else [{}]
+    try:
+        for mode in modes:
+            if _unbuilt(self):
+                private.compute_output_spec(self.call, **symbolic, **mode)
+    except Exception as error:
+        if private.in_call(self):
+            # The call that asked for this will go on, and build them.
+            return
+        listed = ", ".join(child.name for child in unbuilt[:3])
+        raise BuildError(
+            f"{type(self).__name__}.build({', '.join(map(str, given.values()))}) left {listed} unbuilt, and "
+            f"{type(self).__name__}.call cannot be traced to build them ({type(error).__name__}: {error}). "
+            "Build them in build(), or call the layer on data first."
+        ) from error
+
+
+def _check_base_built(self: Any) -> None:
+    """Refuse a `build` over a concrete layer of Keras that did not let the base make its weights.
+
+    Raises:
+        BuildError: The base cannot say what its weights are.
+    """
+    base = next(c for c in type(self).__mro__ if "_kustom_own_fields" not in vars(c))
+    if base in private.ROOTS or "save_own_variables" not in dir(base):
+        return
+    self.built = True
+    store: dict[str, Any] = {}
+    try:
+        base.save_own_variables(self, store)
+        failed = next((key for key, value in store.items() if value is None), None)
+        reason: Exception | None = None
+    except AttributeError as error:
+        failed, reason = str(error), error
+    if failed is not None:
+        raise BuildError(
+            f"{type(self).__name__}.build does not call super().build(input_shape), so that {base.__name__} has not made its "
+            f"weights ({failed}); a file could not hold them. Call it."
+        ) from reason
+
+
+def _build_from_config(self: Any, config: dict[str, Any]) -> None:
+    """Build as a file has recorded it: with tuples, and each sublayer as it was built."""
+    if not config:
+        return
+    config = dict(config)
+    object.__setattr__(self, _CHILDREN, config.pop("sublayers", None))
+    if "input_shape" in config:
+        self.build(config["input_shape"])
+    elif "shapes_dict" in config:
+        self.build(**config["shapes_dict"])
+
+
+def _get_build_config(self: Any) -> dict[str, Any] | None:
+    """The shapes that the part was built with, and how each sublayer was built."""
+    config = keras.layers.Layer.get_build_config(self)
+    if config is None:
+        return None
+    children = [child.get_build_config() if child.built else None for child in self._layers]
+    return {**config, "sublayers": children} if any(children) else config
+
+
+def _saving(inherited: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(inherited)
+    def save_own_variables(self: Any, store: Any) -> None:
+        check_tracking(self, late=True)
+        inherited(self, store)
+
+    return save_own_variables
+
+
+# --- what the attributes reach ------------------------------------------------------------------------------------------
+
+
+def check_tracking(part: Any, *, late: bool = False) -> None:
+    """Track every sublayer, metric, variable and seed that the attributes of a part reach.
+
+    Args:
+        part: A layer, model or metric; nothing is done for another.
+        late: The part is being saved: what is not tracked by now was not trained.
+
+    Raises:
+        TrackingError: One stands where Keras does not save it, or came too late.
+    """
+    if not isinstance(part, keras.layers.Layer | keras.metrics.Metric):
+        return
+    known = private.tracked(part)
+    for path, obj, saved in _reachable(part):
+        if not saved:
+            raise TrackingError(
+                f"{type(part).__name__}.{path} is a {type(obj).__name__} that Keras neither tracks nor saves there. Keep it in an "
+                "attribute of its own, or in a list, tuple or dict."
+            )
+        if id(obj) not in known:
+            if late:
+                raise TrackingError(
+                    f"{type(part).__name__}.{path} is a {type(obj).__name__} that came after the part was built: its weights were "
+                    "neither counted nor trained. Make it in setup(), __init__() or build()."
+                )
+            private.track(part, obj)
+            known.add(id(obj))
+
+
+_STATE = (keras.layers.Layer, keras.metrics.Metric, keras.Variable, keras.random.SeedGenerator)
+
+
+def _reachable(part: Any) -> Iterator[tuple[str, Any, bool]]:
+    """Each object with state in the attributes of a part, the way to it, and whether Keras saves it there."""
+    functional = not isinstance(part, keras.metrics.Metric) and private.is_functional(part)
+    seen: set[int] = {id(part)}
+    for name, value in list(vars(part).items()):
+        if not private.is_internal(part, name) and not (functional and name.startswith("_")):
+            yield from _inside(value, name, True, seen)
+
+
+def _inside(value: Any, path: str, saved: bool, seen: set[int]) -> Iterator[tuple[str, Any, bool]]:
+    if isinstance(value, _STATE):
+        yield path, value, saved
+        return
+    if isinstance(value, str | bytes | int | float | type) or value is None or id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _inside(item, f"{path}[{key!r}]", saved, seen)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _inside(item, f"{path}[{index}]", saved, seen)
+    elif isinstance(value, set | frozenset) or type(value).__module__ == "collections":
+        for item in value:
+            yield from _inside(item, f"{path}{{...}}", False, seen)
+    elif isinstance(value, functools.partial):
+        for item in (*value.args, *value.keywords.values()):
+            yield from _inside(item, f"{path}(...)", False, seen)
+    elif inspect.isfunction(value):
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            if name != "self":
+                yield from _inside(_content(cell), f"{path}(... {name})", False, seen)
+    elif hasattr(value, "__dict__") and not private.is_of_library(value):
+        for name, item in vars(value).items():
+            yield from _inside(item, f"{path}.{name}", False, seen)
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None

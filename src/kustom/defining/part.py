@@ -1,0 +1,230 @@
+"""`@kustom.part`: a class whose annotated attributes are its settings becomes a complete Keras part.
+
+It writes what the author would have had to write and keep in step: the constructor, the config and its way back, the
+`repr`, the registration. What is hand-written is respected. `constructing` holds how a part is made, `classes` how parts
+of each kind are called and built; here the class is read and put together.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, TypeVar, dataclass_transform, overload
+
+import keras
+import numpy as np
+
+from kustom.backends import keras as private
+from kustom.defining import classes, constructing, naming
+from kustom.defining.settings import MISSING, Setting, _Field, field
+from kustom.defining.versions import KEY, Versions
+from kustom.errors import DefinitionError, NameClashError, ReservedNameError, refuse_tf_keras
+from kustom.typing import Converter
+
+__all__ = ["part"]
+
+C = TypeVar("C", bound=type)
+
+_FAMILIES: dict[type, str] = {
+    keras.layers.Layer: "layers",
+    keras.losses.Loss: "losses",
+    keras.metrics.Metric: "metrics",
+    keras.optimizers.Optimizer: "optimizers",
+    keras.regularizers.Regularizer: "regularizers",
+    keras.constraints.Constraint: "constraints",
+    keras.initializers.Initializer: "initializers",
+    keras.callbacks.Callback: "callbacks",
+}
+
+
+@overload
+def part(cls: C, /) -> C: ...
+@overload
+def part(
+    cls: None = None,
+    /,
+    *,
+    package: str | None = None,
+    formerly: tuple[str, ...] | str = (),
+    version: int = 1,
+    migrate: Callable[[dict[str, Any], int], dict[str, Any]] | None = None,
+) -> Callable[[C], C]: ...
+@dataclass_transform(field_specifiers=(field,))
+def part(
+    cls: Any = None,
+    /,
+    *,
+    package: str | None = None,
+    formerly: tuple[str, ...] | str = (),
+    version: int = 1,
+    migrate: Callable[[dict[str, Any], int], dict[str, Any]] | None = None,
+) -> Any:
+    """Make a class a complete Keras part; its annotated attributes are its fields, and so its settings.
+
+    The class derives from a Keras `Layer`, `Model`, `Loss`, `Metric`, `Optimizer`, `Regularizer`, `Initializer`,
+    `Constraint` or `Callback`, or from one that does. Fields are constructor arguments in the order of definition, behind
+    the arguments that the base has of its own (those keep their places, and the new ones are then keyword-only). No
+    fields are `ClassVar`s, nor Variables, Layers and Metrics, which are what the part makes, unless `kustom.field()` says so.
+    `setup(self)`, where the class has it, runs at the end of `__init__` and makes sublayers; `build` and `call` are Keras's.
+
+    Args:
+        cls: The class, where the decorator is written without arguments.
+        package: What stands before the `>` in the registered name; the module's name where it is not given.
+        formerly: Registered names under which older files know the part.
+        version: Of the settings, from 1 on.
+        migrate: `migrate(config, version)` turns a config of an older version into one of this version.
+
+    Raises:
+        DefinitionError: The class cannot become a part: see its subclasses in `kustom.errors`.
+        NameClashError: Its name belongs to another part.
+
+    Example:
+        >>> import keras, kustom
+        >>> from kustom.typing import ActivationLike
+        >>> @kustom.part(package="docs")
+        ... class SmallDense(keras.layers.Layer):
+        ...     units: int
+        ...     activation: ActivationLike = None
+        ...
+        ...     def build(self, input_shape):
+        ...         self.kernel = self.add_weight(shape=(input_shape[-1], self.units))
+        ...
+        ...     def call(self, x):
+        ...         return self.activation(x @ self.kernel)
+        >>> SmallDense(4, activation="relu")
+        SmallDense(units=4, activation=relu)
+        >>> SmallDense.from_config(SmallDense(4).get_config()).units
+        4
+    """
+    versions = Versions(version, migrate)
+    frame = sys._getframe(1)
+    names = {**frame.f_globals, **frame.f_locals}
+
+    def decorator(cls: Any) -> Any:
+        return _make(cls, names, package, formerly, versions)
+
+    return decorator if cls is None else decorator(cls)
+
+
+def _make(cls: Any, names: dict[str, Any], package: Any, formerly: Any, versions: Versions) -> Any:
+    if not isinstance(cls, type):
+        raise DefinitionError(
+            f"@kustom.part decorates a class, not {getattr(cls, '__qualname__', repr(cls))}; "
+            "a function becomes a part by @kustom.loss, @kustom.layer and their kin."
+        )
+    refuse_tf_keras(cls)
+    family = next((name for base, name in _FAMILIES.items() if issubclass(cls, base)), None)
+    if family is None:
+        known = ", ".join(base.__name__ for base in _FAMILIES)
+        raise DefinitionError(f"{cls.__qualname__} derives from none of Keras's {known}; a part is one of them.")
+    naming.refuse_closure(cls)
+    own = _own_fields(cls, names)
+    inherited: dict[str, Setting] = {}
+    for base in reversed(cls.__mro__[1:]):
+        inherited.update(vars(base).get("_kustom_own_fields", {}))
+    _refuse_reserved(cls, own, inherited)
+    cls._kustom_own_fields = own
+    cls._kustom_fields = {**inherited, **own}
+    cls.versions = versions
+    constructing.install(cls)
+    classes.install(cls)
+    _refuse_other_definition(cls, package)
+    naming.register(cls, definition=cls, family=family, package=package, formerly=formerly, default=cls)
+    return cls
+
+
+def _own_fields(cls: type, names: dict[str, Any]) -> dict[str, Setting]:
+    fields = {}
+    for name, annotation in inspect.get_annotations(cls).items():
+        default = vars(cls).get(name, MISSING)
+        annotation = _resolve(annotation, {**vars(sys.modules.get(cls.__module__, types)), **names, cls.__name__: cls})
+        if isinstance(default, _Field):
+            delattr(cls, name)
+            converter = default.converter
+            if converter is not None and not isinstance(converter, Converter):
+                converter = Converter(converter, f"what {getattr(converter, '__name__', 'its converter')} takes")
+            fields[name] = Setting(name, default.default, default.default_factory, annotation, converter)
+        elif not _is_made(annotation):
+            fields[name] = Setting(name, default, None, annotation)
+    for name, value in list(vars(cls).items()):
+        if isinstance(value, _Field):
+            raise DefinitionError(f"{cls.__qualname__}.{name} = kustom.field(...) has no annotation; write {name}: <type> = ....")
+    return fields
+
+
+def _resolve(annotation: Any, names: dict[str, Any]) -> Any:
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, names)  # noqa: S307  (the class's own source, as `typing.get_type_hints` does)
+    except (NameError, AttributeError, TypeError):
+        # A name that only a type checker knows. `ClassVar` must be seen all the same.
+        return typing.ClassVar if annotation.split("[")[0].rpartition(".")[2] == "ClassVar" else Any
+
+
+def _is_made(annotation: Any) -> bool:
+    """Whether an annotation says of an attribute that the part makes it, and is not told it."""
+    origin = typing.get_origin(annotation)
+    if annotation is typing.ClassVar or origin is typing.ClassVar:
+        return True
+    if origin is not None:
+        return any(_is_made(argument) for argument in typing.get_args(annotation))
+    made = (keras.Variable, keras.layers.Layer, keras.metrics.Metric, keras.random.SeedGenerator)
+    return isinstance(annotation, type) and issubclass(annotation, made)
+
+
+def _refuse_reserved(cls: type, own: dict[str, Setting], inherited: dict[str, Setting]) -> None:
+    base = next(base for base in cls.__mro__[1:] if "_kustom_own_fields" not in vars(base))
+    needed = {name for name in dir(base) if not name.startswith("__")} | {"setup", "versions", KEY}
+    for root, names in private.RESERVED.items():
+        if issubclass(cls, root):
+            needed |= names
+    needed |= constructing.own_arguments(base).keys()
+    defaults_only = {name for name in own if name in inherited}
+    taken = sorted((own.keys() & needed) - defaults_only)
+    if taken:
+        raise ReservedNameError(
+            f"{cls.__qualname__}: the field {taken[0]!r} has a name that {base.__name__} needs itself; choose another."
+        )
+
+
+def _refuse_other_definition(cls: type, package: str | None) -> None:
+    """Refuse a second, different class from one function that makes classes.
+
+    A function that is called again defines its part again, with the same code. Where a class attribute or a base differs
+    the two are different parts under one name, and what differs is no setting.
+    """
+    other = private.registered(f"{naming.package_of(cls.__module__) if package is None else package}>{cls.__name__}")
+    if not isinstance(other, type) or "<locals>" not in cls.__qualname__ or other.__qualname__ != cls.__qualname__:
+        return
+    codes = [{m.__code__ for m in vars(c).values() if isinstance(m, types.FunctionType)} for c in (cls, other)]
+    if not codes[0] & codes[1]:
+        return
+
+    def plain(c: type) -> dict[str, Any]:
+        fields = vars(c).get("_kustom_own_fields", {})
+        code = (types.FunctionType, classmethod, staticmethod, property, type, Versions)
+        return {
+            name: value
+            for name, value in vars(c).items()
+            if not name.startswith(("__", "_kustom", "_is_default")) and name not in fields and not isinstance(value, code)
+        }
+
+    mine, theirs = plain(cls), plain(other)
+    bases = [[(b.__module__, b.__qualname__) for b in c.__mro__[1:]] for c in (cls, other)]
+    differing = [n for n in mine.keys() | theirs.keys() if n not in mine or n not in theirs or not _alike(mine[n], theirs[n])]
+    if differing or bases[0] != bases[1]:
+        what = f"the class attribute {sorted(differing)[0]!r}" if differing else "its base"
+        raise NameClashError(
+            f"{cls.__qualname__} is defined again with another value of {what}: two different parts under one name, and a "
+            "file of the one would load as the other. Make it a field, or give each part its own name."
+        )
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return np.array_equal(one, other)
+    return one is other or bool(one == other)
