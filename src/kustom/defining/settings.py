@@ -191,7 +191,8 @@ def show(value: Any) -> str:
     if isinstance(value, types.FunctionType | types.BuiltinFunctionType):
         return value.__name__
     if isinstance(value, keras.Variable):
-        return show(np.array(value)) if value.shape else show(np.array(value).item())
+        array = keras.ops.convert_to_numpy(value)
+        return show(array) if array.ndim else repr(float(array))
     text = repr(value)
     return type(value).__name__ + "()" if " object at 0x" in text else text
 

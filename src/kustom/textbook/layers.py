@@ -70,8 +70,8 @@ class MyMultiLayer(keras.layers.Layer):
         epsilon: Below which, in absolute value, the second input counts as 0.
 
     Example:
-        >>> import kustom
-        >>> added, multiplied, divided = kustom.textbook.MyMultiLayer()([[[4.0]], [[2.0]]])
+        >>> import numpy as np, kustom
+        >>> added, multiplied, divided = kustom.textbook.MyMultiLayer()([np.array([[4.0]]), np.array([[2.0]])])
         >>> float(added[0, 0]), float(multiplied[0, 0]), float(divided[0, 0])
         (6.0, 8.0, 2.0)
     """
@@ -96,9 +96,9 @@ class MyGaussianNoise(keras.layers.Layer):
         seed: Of the noise; None: another each time the layer is made.
 
     Example:
-        >>> import kustom
+        >>> import numpy as np, kustom
         >>> noise = kustom.textbook.MyGaussianNoise(0.1)
-        >>> [float(value) for value in noise([1.0, 2.0], training=False)]
+        >>> [float(value) for value in noise(np.array([1.0, 2.0]), training=False)]
         [1.0, 2.0]
     """
 

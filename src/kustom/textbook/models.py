@@ -112,8 +112,9 @@ class ReconstructingRegressor(keras.Model):
         return self.out(z)
 
     def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True) -> Any:
-        # The first added loss is the model's own; regularizers' come behind it.
-        self.reconstruction_error.update_state(self.losses[0] / 0.05, sample_weight=ops.shape(y_pred)[0])
+        # The first added loss is the model's own; regularizers' come behind it. There is none yet while Keras infers shapes.
+        for added in self.losses[:1]:
+            self.reconstruction_error.update_state(added / 0.05, sample_weight=ops.shape(y_pred)[0])
         return super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
 
 
