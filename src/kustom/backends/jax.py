@@ -9,6 +9,9 @@ from typing import Any
 
 import jax
 
+# Whether a layer's metrics have their values while Keras's compiled step calls it.
+HANDS_METRICS_TO_CALL = False
+
 _REFUSALS = ("does not accept dtype bool", "numpy boolean subtract")
 
 

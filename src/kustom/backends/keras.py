@@ -13,6 +13,7 @@ import keras
 from keras.src import api_export
 from keras.src.backend import get_keras_mask, set_keras_mask
 from keras.src.backend.common import global_state
+from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.variables import is_float_dtype, standardize_dtype
 from keras.src.losses.loss import reduce_weighted_values
 from keras.src.saving import object_registration
@@ -25,8 +26,10 @@ __all__ = [
     "ROOTS",
     "compute_output_spec",
     "forget",
+    "has_value",
     "get_keras_mask",
     "in_call",
+    "is_assigned",
     "is_default",
     "is_functional",
     "is_internal",
@@ -194,3 +197,17 @@ def is_of_library(obj: Any) -> bool:
 
 
 _LIBRARIES = frozenset("builtins keras numpy tensorflow jax jaxlib torch ml_dtypes threading functools types kustom".split())
+
+
+def is_assigned(variable: keras.Variable) -> bool:
+    """Whether the stateless scope that is open now holds a value assigned to `variable`."""
+    scope = get_stateless_scope()
+    return scope is not None and scope.get_current_value(variable) is not None
+
+
+def has_value(variable: keras.Variable) -> bool:
+    """Whether `variable` can be read here: it has a value of its own, or the open stateless scope has one for it.
+
+    While Keras's JAX step runs, its variables have given theirs away.
+    """
+    return variable._value is not None or is_assigned(variable)

@@ -10,6 +10,9 @@ from typing import Any
 
 import tensorflow as tf
 
+# Whether a layer's metrics have their values while Keras's compiled step calls it.
+HANDS_METRICS_TO_CALL = True
+
 _REFUSALS = (
     "does not match type",  # tracing: "Input 'y' of 'Sub' Op has type float32 that does not match type int32"
     "expected to be a",  # eagerly: "cannot compute Sub as input #1(zero-based) was expected to be a int32 tensor"

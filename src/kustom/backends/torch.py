@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+# Whether a layer's metrics have their values while Keras's compiled step calls it.
+HANDS_METRICS_TO_CALL = True
+
 _REFUSALS = (
     "with a bool tensor",  # "Subtraction, the `-` operator, with a bool tensor is not supported."
     "with two bool tensors",

@@ -16,7 +16,7 @@ import keras
 from keras import ops
 
 from kustom.backends import keras as private
-from kustom.defining import data
+from kustom.defining import call_state, data
 from kustom.defining.kinds import CheckedLoss, fold_seed
 from kustom.errors import BuildError, ShapeError, TrackingError, hide_frames
 
@@ -153,6 +153,8 @@ def _install_layer(cls: Any) -> None:
         cls.build = _build(cls, written)
     elif private.is_default(cls.build):
         cls.build = private.mark_default(_build(cls, cls.build))
+    if not isinstance(vars(cls).get("metrics"), property):
+        cls.metrics = property(_metrics)
     if "build_from_config" not in vars(cls):
         cls.build_from_config = _build_from_config
     if "get_build_config" not in vars(cls):
@@ -211,31 +213,36 @@ def _build_children(self: Any, shapes: tuple[Any, ...], named_shapes: dict[str, 
         if config and not child.built:
             child.build_from_config(_tuples(config))
             child.built = True
+    symbolic = _symbolic_inputs(self, shapes, named_shapes)
     unbuilt = _unbuilt(self)
-    if not unbuilt:
+    if not symbolic or not (unbuilt or self._metrics):
         return
-    names = [*inspect.signature(self.call).parameters]
-    given = {name.removesuffix("_shape"): shape for name, shape in named_shapes.items()}
-    if shapes or len(given) == 1:
-        given = dict(zip(names, [*shapes, *given.values()], strict=False))
-    if not given or any(shape is None for shape in given.values()):
-        return
-    symbolic = {name: keras.tree.map_shape_structure(keras.KerasTensor, shape) for name, shape in given.items()}
-    modes: list[dict[str, Any]] = [{}, {"training": True}] if "training" in names else [{}]
+    modes: list[dict[str, Any]] = [{}, {"training": True}] if "training" in inspect.signature(self.call).parameters else [{}]
     try:
         for mode in modes:
             if _unbuilt(self):
                 private.compute_output_spec(self.call, **symbolic, **mode)
+            call_state.adopt(self, {**symbolic, **mode})
     except Exception as error:
-        if private.in_call(self):
+        if private.in_call(self) or not unbuilt:
             # The call that asked for this will go on, and build them.
             return
         listed = ", ".join(child.name for child in unbuilt[:3])
+        given = ", ".join(str(keras.tree.map_structure(lambda x: tuple(x.shape), x)) for x in symbolic.values())
         raise BuildError(
-            f"{type(self).__name__}.build({', '.join(map(str, given.values()))}) left {listed} unbuilt, and "
-            f"{type(self).__name__}.call cannot be traced to build them ({type(error).__name__}: {error}). "
-            "Build them in build(), or call the layer on data first."
+            f"{type(self).__name__}.build({given}) left {listed} unbuilt, and {type(self).__name__}.call cannot be traced to build "
+            f"them ({type(error).__name__}: {error}). Build them in build(), or call the layer on data first."
         ) from error
+
+
+def _symbolic_inputs(self: Any, shapes: tuple[Any, ...], named_shapes: dict[str, Any]) -> dict[str, Any]:
+    """Symbolic arguments of `call`, from those of `build`; none where a shape is missing."""
+    given = {name.removesuffix("_shape"): shape for name, shape in named_shapes.items()}
+    if shapes or len(given) == 1:
+        given = dict(zip(inspect.signature(self.call).parameters, [*shapes, *given.values()], strict=False))
+    if any(shape is None for shape in given.values()):
+        return {}
+    return {name: keras.tree.map_shape_structure(keras.KerasTensor, shape) for name, shape in given.items()}
 
 
 def _check_base_built(self: Any) -> None:
@@ -260,6 +267,12 @@ def _check_base_built(self: Any) -> None:
             f"{type(self).__name__}.build does not call super().build(input_shape), so that {base.__name__} has not made its "
             f"weights ({failed}); a file could not hold them. Call it."
         ) from reason
+
+
+def _metrics(self: Any) -> list[Any]:
+    """List of all metrics."""
+    base = next(c for c in type(self).__mro__ if "metrics" in vars(c) and vars(c)["metrics"].fget is not _metrics)
+    return call_state.shown(self, vars(base)["metrics"].fget(self))
 
 
 def _build_from_config(self: Any, config: dict[str, Any]) -> None:
