@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := $(if $(filter .venv-min,$(VENV)),constraints-min.txt,constraints.txt)
 # Builds kustom with the hatchling of the constraints, not with whatever is newest on the day.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-INSTALL := $(PIP) install --quiet --no-build-isolation --constraint $(CONSTRAINTS)
+INSTALL := $(PIP) install --quiet --quiet --no-build-isolation --constraint $(CONSTRAINTS)
 INSTALL_FAILED := { echo "The install failed, see above. Every package has wheels for Python 3.11 to 3.13 on 64-bit Linux;\
 	elsewhere pip may want a C compiler."; exit 1; }
 
@@ -35,8 +35,8 @@ test-all: lint ## as test, with the slow tests, the oldest Keras and the wheel
 
 test-nightly: ## the suite on keras-nightly: to be looked at, not a gate
 	@$(MAKE) --no-print-directory .venv-nightly/.all VENV=.venv-nightly
-	.venv-nightly/bin/python -m pip uninstall --quiet --yes keras keras-nightly
-	.venv-nightly/bin/python -m pip install --quiet --pre --constraint constraints.txt keras-nightly
+	.venv-nightly/bin/python -m pip uninstall --quiet --quiet --yes keras keras-nightly
+	.venv-nightly/bin/python -m pip install --quiet --quiet --pre --constraint constraints.txt keras-nightly
 	@$(MAKE) --no-print-directory suite VENV=.venv-nightly
 
 lint: $(VENV)/.all ## ruff and pyright

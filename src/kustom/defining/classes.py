@@ -159,6 +159,8 @@ def _install_layer(cls: Any) -> None:
         cls.build_from_config = _build_from_config
     if "get_build_config" not in vars(cls):
         cls.get_build_config = _get_build_config
+    if "call" in vars(cls) and "quantized_call" not in vars(cls) and hasattr(cls, "_int8_call"):
+        cls.quantize = _refuse_quantize(cls, cls.quantize)
     if "save_own_variables" not in vars(cls):
         cls.save_own_variables = _saving(cls.save_own_variables)
 
@@ -174,6 +176,8 @@ def _build(cls: Any, written: Callable[..., None]) -> Callable[..., None]:
             written(self, *shapes, **named_shapes)
             return
         object.__setattr__(self, _BUILDING, True)
+        for child, recorded in _recorded(self):
+            _quantize_as(child, recorded)
         try:
             if default:
                 # Keras marks the layer as built, whatever its sublayers are.
@@ -209,10 +213,12 @@ def _build_children(self: Any, shapes: tuple[Any, ...], named_shapes: dict[str, 
     Raises:
         BuildError: The call cannot be traced, and no eager call follows that would build them.
     """
-    for child, config in zip(self._layers, vars(self).pop(_CHILDREN, None) or (), strict=False):
-        if config and not child.built:
-            child.build_from_config(_tuples(config))
+    for child, recorded in _recorded(self):
+        _quantize_as(child, recorded)
+        if not child.built and recorded.get("build_config"):
+            child.build_from_config(_tuples(recorded["build_config"]))
             child.built = True
+    vars(self).pop(_CHILDREN, None)
     symbolic = _symbolic_inputs(self, shapes, named_shapes)
     unbuilt = _unbuilt(self)
     if not symbolic or not (unbuilt or self._metrics):
@@ -233,6 +239,17 @@ def _build_children(self: Any, shapes: tuple[Any, ...], named_shapes: dict[str, 
             f"{type(self).__name__}.build({given}) left {listed} unbuilt, and {type(self).__name__}.call cannot be traced to build "
             f"them ({type(error).__name__}: {error}). Build them in build(), or call the layer on data first."
         ) from error
+
+
+def _recorded(self: Any) -> list[tuple[Any, dict[str, Any]]]:
+    """The sublayers that are there, each with what a file has recorded of it."""
+    return [pair for pair in zip(self._layers, vars(self).get(_CHILDREN) or (), strict=False) if pair[1]]
+
+
+def _quantize_as(child: Any, recorded: dict[str, Any]) -> None:
+    """Quantize a sublayer that is made by `setup` or `build`, and so knows nothing of it, as it was when it was saved."""
+    if recorded.get("dtype") is not None and child.quantization_mode is None:
+        child.dtype_policy = keras.dtype_policies.deserialize(recorded["dtype"])
 
 
 def _symbolic_inputs(self: Any, shapes: tuple[Any, ...], named_shapes: dict[str, Any]) -> dict[str, Any]:
@@ -275,6 +292,23 @@ def _metrics(self: Any) -> list[Any]:
     return call_state.shown(self, vars(base)["metrics"].fget(self))
 
 
+def _refuse_quantize(cls: Any, inherited: Callable[..., None]) -> Callable[..., None]:
+    base = next(c for c in cls.__mro__[1:] if "_kustom_own_fields" not in vars(c))
+
+    @functools.wraps(inherited)
+    def quantize(self: Any, *args: Any, **kwargs: Any) -> None:
+        if base in private.ROOTS:
+            inherited(self, *args, **kwargs)
+            return
+        # `Model.quantize` leaves such a layer as it is, with this as a warning.
+        raise NotImplementedError(
+            f"{cls.__name__} is not quantized: {base.__name__}'s quantized computation would bypass {cls.__name__}.call. "
+            "Write quantized_call() to have it."
+        )
+
+    return quantize
+
+
 def _build_from_config(self: Any, config: dict[str, Any]) -> None:
     """Build as a file has recorded it: with tuples, and each sublayer as it was built."""
     if not config:
@@ -292,8 +326,18 @@ def _get_build_config(self: Any) -> dict[str, Any] | None:
     config = keras.layers.Layer.get_build_config(self)
     if config is None:
         return None
-    children = [child.get_build_config() if child.built else None for child in self._layers]
+    children = [_record(child) for child in self._layers]
     return {**config, "sublayers": children} if any(children) else config
+
+
+def _record(child: Any) -> dict[str, Any] | None:
+    """How a sublayer was built, and quantized."""
+    if not child.built:
+        return None
+    record: dict[str, Any] = {"build_config": child.get_build_config()}
+    if child.quantization_mode is not None:
+        record["dtype"] = keras.dtype_policies.serialize(child.dtype_policy)
+    return record if any(record.values()) else None
 
 
 def _saving(inherited: Callable[..., None]) -> Callable[..., None]:

@@ -337,7 +337,8 @@ def _get_config(self: Any) -> dict[str, Any]:
 def _get_class_config(cls: Any) -> dict[str, Any]:
     if "definition" not in vars(cls):
         raise ConfigError(f"{cls.__qualname__} is a subclass of a part and no part itself; decorate it with @kustom.part.")
-    return type.__call__(cls).get_config()
+    # A layer would have another name each time.
+    return type.__call__(cls, **({"name": cls.definition.name} if cls.definition.kind == "layer" else {})).get_config()
 
 
 def _from_config(cls: Any, config: dict[str, Any]) -> Any:
