@@ -40,9 +40,9 @@ test-nightly: ## the suite on keras-nightly: to be looked at, not a gate
 	@$(MAKE) --no-print-directory suite VENV=.venv-nightly
 
 lint: $(VENV)/.all ## ruff and pyright
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	@failed=; for tool in "ruff check ." "ruff format --check ." "pyright --pythonpath $(BIN)/python"; do \
+		echo "==== $$tool"; $(BIN)/$$tool || failed="$$failed [$$tool]"; done; \
+		if [ -n "$$failed" ]; then echo "lint failed:$$failed"; exit 1; fi
 
 # A failing suite stops no other. An old make, which cannot keep two outputs apart, runs one after the other.
 suite: $(VENV)/.all ## the suite alone, once a backend

@@ -1,10 +1,10 @@
 """What `import kustom` adds to `import keras`.
 
-`import kustom` alone is lazy, so beside it stands what a program pays that uses everything: a look at every public name.
-Each figure is from fresh processes. One that imports Keras alone and one that imports kustom too take turns, so that a
-machine growing slower or faster meets both alike, and the medians of the differences between neighbours are shown. An
-import of Keras takes seconds and varies by tens of milliseconds, so the last columns give the same as a clock inside the
-second process sees it: less noise, but blind to what an import makes later ones cost.
+`import kustom` alone is lazy, so beside it stands what a program pays that uses everything: a look at every public
+name. Each figure is from fresh processes. One that imports Keras alone and one that imports kustom too take turns, so
+that a machine growing slower or faster meets both alike, and the medians of the differences between neighbours are
+shown. An import of Keras takes seconds and varies by a tenth of that, so the last columns give what a clock inside the
+second process sees: less noise, but blind to what an import makes later ones cost.
 """
 
 import argparse
@@ -75,10 +75,8 @@ def main() -> None:
             print(f"{backend:<12} not installed")
             continue
         alone, imported, named, inner_imported, inner_named = measure(backend, runs)
-        print(
-            f"{backend:<12} {alone:>12.0f} {imported:>+10.0f} {named:>+15.0f} {inner_imported:>+9.1f} {inner_named:>+15.1f}",
-            flush=True,
-        )
+        between = f"{alone:>12.0f} {imported:>+10.0f} {named:>+15.0f}"
+        print(f"{backend:<12} {between} {inner_imported:>+9.1f} {inner_named:>+15.1f}", flush=True)
         if inner_named > LIMIT_MS:
             slow.append(backend)
     if slow:

@@ -1,7 +1,8 @@
-"""The wheel is the product: built, installed into an empty environment with one backend, and used away from the source.
+"""The wheel is the product: built, installed into an empty environment with one backend, and used there.
 
-The environment holds what `pip install "kustom[jax,recipes]"` gives and nothing else, and KERAS_BACKEND is not set: what
-passes in the source tree only because a test package, another backend or a file outside the wheel lies there, fails here.
+The environment holds what `pip install "kustom[jax,recipes]"` gives and nothing else, away from the source, and
+KERAS_BACKEND is not set: what passes in the source tree only because a test package, another backend or a file outside
+the wheel lies there, fails here.
 """
 
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-PARTS = '''
+PARTS = """
 import kustom
 from keras import ops
 
@@ -22,9 +23,9 @@ from keras import ops
 def wheel_huber(y_true, y_pred, *, threshold=1.0):
     error = ops.abs(ops.subtract(y_true, y_pred))
     return ops.where(error < threshold, ops.square(error) / 2, threshold * error - threshold**2 / 2)
-'''
+"""
 
-SAVE = '''
+SAVE = """
 import kustom  # before keras: it picks the backend that is installed
 from parts import wheel_huber
 import keras
@@ -38,9 +39,9 @@ model.fit(x, x.sum(axis=1, keepdims=True), verbose=0)
 model.save("model.keras")
 np.savez("expected.npz", x=x, prediction=model.predict(x, verbose=0))
 print("saved by kustom in", kustom.__file__)
-'''
+"""
 
-LOAD = '''
+LOAD = """
 import kustom
 import parts
 import keras
@@ -51,12 +52,12 @@ expected = np.load("expected.npz")
 np.testing.assert_array_equal(model.predict(expected["x"], verbose=0), expected["prediction"])
 assert model.loss.threshold == 2.0, model.loss
 print("loaded:", model.loss)
-'''
+"""
 
 
 def build(folder: Path) -> Path:
     """Build the wheel and look at what is in it."""
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "-qq"]
     subprocess.run([*pip, "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)], check=True)
     [wheel] = folder.glob("kustom-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
@@ -75,7 +76,7 @@ def main() -> None:
 
         subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
         python = str(folder / "venv" / "bin" / "python")
-        pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "-qq"]
         constraints = ["--constraint", str(ROOT / "constraints.txt")]
         subprocess.run([*pip, *constraints, f"kustom[jax,recipes] @ {wheel.as_uri()}"], check=True)
 

@@ -25,7 +25,6 @@ __all__ = [
     "RESERVED",
     "ROOTS",
     "compute_output_spec",
-    "forget",
     "has_value",
     "get_keras_mask",
     "in_call",
@@ -101,12 +100,6 @@ def register(name: str, cls: type, *, bare: type | None = None, formerly: tuple[
         object_registration.GLOBAL_CUSTOM_NAMES[bare] = name
     for older in formerly:
         object_registration.GLOBAL_CUSTOM_OBJECTS[older] = cls
-
-
-def forget(cls: type) -> None:
-    """Take a class that was replaced out of Keras's registry of names, so that it dies with its last user."""
-    object_registration.GLOBAL_CUSTOM_NAMES.pop(cls, None)
-    object_registration.GLOBAL_CUSTOM_NAMES.pop(type(cls), None)
 
 
 def registered(name: str) -> Any:

@@ -80,7 +80,7 @@ def decode(value: Any) -> Any:
     if kind == "__hex__":
         return bytes.fromhex(config["value"])
     if kind == "__numpy__":
-        return np.array(config["value"], dtype=config["dtype"]).reshape(config.get("shape", np.shape(config["value"])))
+        return _decode_array(config["value"], np.dtype(config["dtype"]), config.get("shape"))
     return keras.saving.deserialize_keras_object(value)
 
 
@@ -112,12 +112,22 @@ def _encode_array(array: np.ndarray, name: str) -> dict[str, Any]:
         raise UnsavableSettingError(
             f"the setting {name!r} holds an array of dtype {array.dtype}; a config holds numbers, text and truth values."
         )
-    values = array.tolist()
-    if array.dtype.kind not in "US" and not np.all(np.isfinite(array.astype("float64"))):
-        values = np.where(np.isfinite(array.astype("float64")), array.astype(object), array.astype(str).astype(object)).tolist()
     if array.dtype.kind == "S":
         raise UnsavableSettingError(f"the setting {name!r} holds an array of bytes; give text or numbers.")
-    return {
-        "class_name": "__numpy__",
-        "config": {"value": values, "dtype": array.dtype.name if array.dtype.kind != "U" else array.dtype.str, "shape": list(array.shape)},
-    }
+    values, dtype = array.tolist(), array.dtype.str if array.dtype.kind == "U" else array.dtype.name
+    if _is_inexact(array.dtype):
+        numbers = array.astype("float64")
+        finite = np.isfinite(numbers)
+        if not np.all(finite):
+            values = np.where(finite, numbers.astype(object), numbers.astype(str).astype(object)).tolist()
+    return {"class_name": "__numpy__", "config": {"value": values, "dtype": dtype, "shape": list(array.shape)}}
+
+
+def _decode_array(values: Any, dtype: np.dtype, shape: Any) -> np.ndarray:
+    array = np.array(values, dtype="float64" if _is_inexact(dtype) else dtype).astype(dtype)
+    return array if shape is None else array.reshape(shape)
+
+
+def _is_inexact(dtype: np.dtype) -> bool:
+    # bfloat16 and its kin have the kind V, or f.
+    return dtype.kind in "fV"

@@ -276,7 +276,7 @@ def make(
     }
     if kind == "layer":
         namespace["call"] = _layer_call(definition)
-        namespace["get_build_config"] = _Both(base.get_build_config, lambda cls: None)
+        namespace["get_build_config"] = _Both(base.get_build_config, lambda cls: None)  # asked of a bare name, too
     names = {"__module__": function.__module__, "__qualname__": function.__qualname__}
     meta = type(function.__name__, (PartType,), dict(names))
     cls = meta(function.__name__, (base,), namespace)

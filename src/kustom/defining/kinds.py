@@ -318,6 +318,9 @@ class FunctionLayer(keras.layers.Layer):
     def build(self, input_shape: Any) -> None:
         self.built = True
 
+    def get_build_config(self) -> None:
+        """Nothing: there are no weights to build."""
+
     def get_config(self) -> dict[str, Any]:
         return super().get_config()
 

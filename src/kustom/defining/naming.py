@@ -96,9 +96,6 @@ def register(
     place = place_of(definition)
     for taken in (name, *older):
         _refuse_clash(taken, place)
-    replaced = private.registered(name)
-    if replaced is not None:
-        private.forget(replaced)
     private.register(name, cls, bare=None if type(cls) is type else type(cls), formerly=older)
     for taken in (name, *older):
         _PLACES[taken] = place

@@ -1,0 +1,42 @@
+"""What the tests share: a trip through a file, and tensors with a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from kustom.backends.keras import set_keras_mask
+
+
+@pytest.fixture
+def trip(tmp_path: Path) -> Callable[[Any], Any]:
+    """Save a model with Keras, load it with Keras."""
+
+    def go(model: Any) -> Any:
+        path = tmp_path / "model.keras"
+        model.save(path)
+        return keras.saving.load_model(path)
+
+    return go
+
+
+@pytest.fixture
+def masked() -> Callable[[Any, Any], Any]:
+    """A tensor that carries a mask, as a layer's output does."""
+
+    def go(x: Any, mask: Any) -> Any:
+        x = keras.ops.convert_to_tensor(np.asarray(x, "float32"))
+        set_keras_mask(x, keras.ops.convert_to_tensor(np.asarray(mask)))
+        return x
+
+    return go
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    keras.utils.set_random_seed(0)
