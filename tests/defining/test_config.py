@@ -18,7 +18,8 @@ from kustom.defining.config import decode, encode, same
 
 PLAIN = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats() | st.text() | st.binary()
 ARRAYS = hnp.arrays(
-    st.sampled_from(["float32", "float64", "int64", "int8", "bool", "float16", "<U3"]), hnp.array_shapes(min_dims=0, min_side=0)
+    st.sampled_from(["float32", "float64", "int64", "int8", "bool", "float16", "<U3"]),
+    hnp.array_shapes(min_dims=0, min_side=0),
 )
 VALUES = st.recursive(
     PLAIN | ARRAYS,
@@ -77,7 +78,9 @@ def test_what_keras_wrote_is_read():
 
 
 @pytest.mark.parametrize(
-    "value", [object(), lambda x: x, 1 + 2j, np.array([1j]), np.array([object()]), np.array([b"x"]), {1, 2}], ids=lambda v: type(v).__name__
+    "value",
+    [object(), lambda x: x, 1 + 2j, np.array([1j]), np.array([object()]), np.array([b"x"]), {1, 2}],
+    ids=lambda v: type(v).__name__,
 )
 def test_what_no_config_can_hold_is_refused_by_name(value):
     with pytest.raises(errors.UnsavableSettingError, match="the setting 'odd'"):

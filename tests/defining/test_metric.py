@@ -84,7 +84,10 @@ def _updated(metric, *batches):
     return np.asarray(keras.ops.convert_to_numpy(metric.result()))
 
 
-BATCHES = [([0, 1, 1, 1, 0, 1, 0, 1], [1.0, 1, 0, 1, 0, 1, 0, 1]), ([0, 1, 0, 0, 1, 0, 1, 1], [1.0, 0, 1, 1, 0, 0, 0, 0])]
+BATCHES = [
+    ([0, 1, 1, 1, 0, 1, 0, 1], [1.0, 1, 0, 1, 0, 1, 0, 1]),
+    ([0, 1, 0, 0, 1, 0, 1, 1], [1.0, 0, 1, 1, 0, 0, 0, 0]),
+]
 
 
 def test_a_ratio_streams():
@@ -309,7 +312,11 @@ def test_wrong_returns_are_refused():
         return ops.mean(y_pred)
 
     batch = (np.ones((2, 1)), np.ones((2, 1)))
-    for part, message in ((a_list, "returned list"), (without_formula, "Give the formula"), (without_sums, "kustom.Sums")):
+    for part, message in (
+        (a_list, "returned list"),
+        (without_formula, "Give the formula"),
+        (without_sums, "kustom.Sums"),
+    ):
         with pytest.raises(errors.ReturnError, match=message):
             part().update_state(*batch)
     for part in (summed, averaged):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
+import jax.core
 
 # Whether a layer's metrics have their values while Keras's compiled step calls it.
 HANDS_METRICS_TO_CALL = False

@@ -10,7 +10,7 @@ import functools
 from typing import Any
 
 import keras
-from keras.src import api_export
+from keras.src import api_export, backend
 from keras.src.backend import get_keras_mask, set_keras_mask
 from keras.src.backend.common import global_state
 from keras.src.backend.common.stateless_scope import get_stateless_scope
@@ -25,16 +25,16 @@ __all__ = [
     "RESERVED",
     "ROOTS",
     "compute_output_spec",
-    "has_value",
     "get_keras_mask",
+    "has_value",
     "in_call",
     "is_assigned",
     "is_default",
+    "is_float_dtype",
     "is_functional",
     "is_internal",
     "is_known_function",
     "is_of_library",
-    "is_float_dtype",
     "mark_default",
     "reduce_weighted_values",
     "register",
@@ -129,7 +129,7 @@ def in_call(layer: keras.layers.Layer) -> bool:
 
 def compute_output_spec(function: Any, *args: Any, **kwargs: Any) -> Any:
     """What `function` would return for symbolic arguments, as `KerasTensor`s; no variable changes."""
-    return keras.src.backend.compute_output_spec(function, *args, **kwargs)
+    return backend.compute_output_spec(function, *args, **kwargs)
 
 
 def tracked(owner: Any) -> set[int]:

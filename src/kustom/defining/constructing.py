@@ -377,7 +377,9 @@ def _from_config(cls: Any, config: dict[str, Any]) -> Any:
 def _repr(self: Any) -> str:
     cls = type(self)
     common = private.ROOTS.get(root_of(cls), ())
-    needed = [name for name, p in inspect.signature(cls.__init__).parameters.items() if p.default is MISSING and hasattr(self, name)]
+    needed = [
+        name for name, p in inspect.signature(cls.__init__).parameters.items() if p.default is MISSING and hasattr(self, name)
+    ]
     given = [name for name in vars(self).get(_GIVEN, {}) if name not in common]
     names = dict.fromkeys([*needed, *cls._kustom_fields, *given])
     shown = {name: getattr(self, name, vars(self).get(_GIVEN, {}).get(name)) for name in names}

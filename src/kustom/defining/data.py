@@ -21,7 +21,19 @@ from kustom.backends import current
 from kustom.backends import keras as private
 from kustom.errors import DtypeMixError, ShapeError
 
-__all__ = ["Pair", "align", "call", "expand", "kind_of", "pair", "refuse_broadcast", "setting_tensors", "shape_fits", "tensor", "weigh"]
+__all__ = [
+    "Pair",
+    "align",
+    "call",
+    "expand",
+    "kind_of",
+    "pair",
+    "refuse_broadcast",
+    "setting_tensors",
+    "shape_fits",
+    "tensor",
+    "weigh",
+]
 
 Shape = tuple[int | None, ...]
 
@@ -182,11 +194,11 @@ def expand(x: Any, rank: int) -> Any:
 def _fit_weight(weight: Any, shape: Shape, name: str, owner: str) -> Any:
     """A weight a sample, a time step or an entry, its axes the first axes of `shape`."""
     got = tuple(weight.shape)
-    if len(got) == len(shape) + 1 and got[-1] == 1:
-        weight = ops.squeeze(weight, -1)
-    elif 1 < len(got) <= len(shape) and got[-1] == 1 and shape[len(got) - 1] != 1:
-        weight = ops.squeeze(weight, -1)
-    elif len(got) == len(shape) > 1 and got[-1] == 1:
+    if (
+        (len(got) == len(shape) + 1 and got[-1] == 1)
+        or (1 < len(got) <= len(shape) and got[-1] == 1 and shape[len(got) - 1] != 1)
+        or (len(got) == len(shape) > 1 and got[-1] == 1)
+    ):
         weight = ops.squeeze(weight, -1)
     if not shape_fits(weight.shape, shape[: len(weight.shape)]) or len(weight.shape) > len(shape):
         raise ShapeError(
@@ -228,7 +240,7 @@ def refuse_broadcast(function: Callable[..., Any], y_true: Any, y_pred: Any, own
         return
     if not all(isinstance(size, int) for size in pred[1:]):
         return
-    other = math.prod([size for size in pred[1:]]) + 1
+    other = math.prod(pred[1:]) + 1
     try:
         private.compute_output_spec(
             function,

@@ -208,7 +208,7 @@ class FunctionActivation:
 def _revive(module: str, name: str, config: dict[str, Any]) -> Any:
     """A pickled activation: its class is reached through the registry, since its name is that of the default part."""
     importlib.import_module(module)
-    return keras.saving.get_registered_object(name).from_config(config)
+    return private.registered(name).from_config(config)
 
 
 class FunctionRegularizer(keras.regularizers.Regularizer):

@@ -128,11 +128,7 @@ def find(name: str, family: str) -> Any:
     if ">" in name:
         found = _FAMILIES.get(name)
         return found[1] if found is not None and found[0] == family else None
-    matches = {
-        full: default
-        for full, (kind, default) in _FAMILIES.items()
-        if kind == family and full.rpartition(">")[2] == name
-    }
+    matches = {full: default for full, (kind, default) in _FAMILIES.items() if kind == family and full.rpartition(">")[2] == name}
     if len({id(default) for default in matches.values()}) > 1:
         raise NameClashError(f"{name!r} names {len(matches)} parts; write one of {', '.join(sorted(matches))}.")
     return next(iter(matches.values()), None)
@@ -181,7 +177,10 @@ def _captured(definition: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
 
 
 def _is_code(value: Any) -> bool:
-    return isinstance(
-        value,
-        types.ModuleType | types.FunctionType | types.BuiltinFunctionType | type | staticmethod | classmethod,
-    ) or getattr(type(value), "default_part", None) is value
+    return (
+        isinstance(
+            value,
+            types.ModuleType | types.FunctionType | types.BuiltinFunctionType | type | staticmethod | classmethod,
+        )
+        or getattr(type(value), "default_part", None) is value
+    )

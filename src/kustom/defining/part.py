@@ -159,7 +159,7 @@ def _resolve(annotation: Any, names: dict[str, Any]) -> Any:
     if not isinstance(annotation, str):
         return annotation
     try:
-        return eval(annotation, names)  # noqa: S307  (the class's own source, as `typing.get_type_hints` does)
+        return eval(annotation, names)
     except (NameError, AttributeError, TypeError):
         # A name that only a type checker knows. `ClassVar` must be seen all the same.
         return typing.ClassVar if annotation.split("[")[0].rpartition(".")[2] == "ClassVar" else Any

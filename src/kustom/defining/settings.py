@@ -143,10 +143,7 @@ def fill(settings: Mapping[str, Setting], given: Mapping[str, Any], owner: str, 
         raise MissingSettingError(
             f"{owner} needs the setting{'s' if len(missing) > 1 else ''} {', '.join(missing)}; it has {_listed(settings)}."
         )
-    return {
-        name: setting.accept(given[name] if name in given else setting.initial(), owner)
-        for name, setting in settings.items()
-    }
+    return {name: setting.accept(given[name] if name in given else setting.initial(), owner) for name, setting in settings.items()}
 
 
 def unknown_setting(owner: str, name: str, settings: Iterable[str], also: Iterable[str] = ()) -> str:
@@ -326,7 +323,7 @@ def _container(value: Any, kind: type, arguments: tuple[Any, ...]) -> Any:
         return {_by_annotation(key, keys): _by_annotation(item, items) for key, item in value.items()}
     if not isinstance(value, list | tuple):
         raise _Mismatch(f"a {kind.__name__}")
-    if kind is list or len(arguments) == 2 and arguments[1] is Ellipsis:
+    if kind is list or (len(arguments) == 2 and arguments[1] is Ellipsis):
         each = arguments[0] if arguments else Any
         return kind(_by_annotation(item, each) for item in value)
     if not arguments:

@@ -111,7 +111,9 @@ class ReconstructingRegressor(keras.Model):
         self.add_loss(0.05 * ops.mean(ops.square(reconstruction - inputs)))
         return self.out(z)
 
-    def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True) -> Any:
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
         # The first added loss is the model's own; regularizers' come behind it. There is none yet while Keras infers shapes.
         for added in self.losses[:1]:
             self.reconstruction_error.update_state(added / 0.05, sample_weight=ops.shape(y_pred)[0])

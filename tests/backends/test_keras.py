@@ -1,0 +1,71 @@
+"""What is private to Keras is where kustom looks for it; each test fails by the name that has moved."""
+
+from __future__ import annotations
+
+import keras
+import pytest
+
+from kustom.backends import keras as private
+
+
+@pytest.mark.parametrize("name", private.__all__)
+def test_it_is_there(name):
+    assert getattr(private, name) is not None
+
+
+@pytest.mark.parametrize("base", private.RESERVED, ids=lambda b: b.__name__)
+def test_reserved_names_cover_what_keras_and_this_backend_keep_on_an_instance(base):
+    instance = base(1.0) if base is keras.optimizers.Optimizer else base()
+    public = {name for name in {*dir(instance), *vars(instance)} if not name.startswith("_")}
+    refused = {name for name in dir(base) if not name.startswith("_")} | private.RESERVED[base]
+    assert not public - refused
+
+
+def test_the_registry():
+    @keras.saving.register_keras_serializable("private")
+    class Thing(keras.layers.Layer):
+        pass
+
+    assert private.registered("private>Thing") is Thing
+    private.register("private>Other", Thing, formerly=("private>Older",))
+    assert keras.saving.get_registered_name(Thing) == "private>Other"
+    assert keras.saving.get_registered_object("private>Older") is Thing
+    assert private.registered("private>nothing") is None
+
+
+def test_functions_that_a_file_can_name():
+    assert private.is_known_function(keras.activations.relu)
+    assert not private.is_known_function(lambda x: x)
+
+
+def test_tracking():
+    layer, late = keras.layers.Layer(), keras.layers.Dense(1)
+    layer.build((None, 1))
+    assert id(late) not in private.tracked(layer)
+    private.track(layer, late)
+    assert id(late) in private.tracked(layer)
+    assert layer._tracker.locked
+
+
+def test_a_layer_knows_whether_it_was_called():
+    layer = keras.layers.Dense(1)
+    assert not private.in_call(layer)
+    layer(keras.ops.ones((1, 2)))
+    assert private.in_call(layer)
+
+
+def test_what_is_functional():
+    inputs = keras.Input((1,))
+    assert private.is_functional(keras.Model(inputs, keras.layers.Dense(1)(inputs)))
+    assert private.is_functional(keras.Sequential([inputs]))
+    assert not private.is_functional(keras.Model())
+    assert not private.is_functional(keras.layers.Dense(1))
+
+
+def test_values_in_a_stateless_scope():
+    variable = keras.Variable(1.0)
+    assert private.has_value(variable)
+    assert not private.is_assigned(variable)
+    with keras.StatelessScope():
+        variable.assign(2.0)
+        assert private.is_assigned(variable)
