@@ -75,7 +75,9 @@ def write_learning_curve(path: Path, history: dict[str, list[float]], *, best_ep
     axes = figure.subplots()
     epochs = range(1, len(history["loss"]) + 1)
     axes.plot(epochs, history["loss"], color=TRAIN, linewidth=2, marker="o" if len(epochs) < 3 else None, label="training")
-    axes.plot(epochs, history["val_loss"], color=VALIDATION, linewidth=2, marker="o" if len(epochs) < 3 else None, label="validation")
+    axes.plot(
+        epochs, history["val_loss"], color=VALIDATION, linewidth=2, marker="o" if len(epochs) < 3 else None, label="validation"
+    )
     axes.plot(best_epoch, history["val_loss"][best_epoch - 1], "o", color=VALIDATION, markersize=8, markeredgecolor="white",
               label=f"kept: epoch {best_epoch}")  # fmt: skip
     _dress(axes)

@@ -212,7 +212,7 @@ def hide_frames(function: _F) -> _F:
             keras = sys.modules.get("keras")
             if keras is None or not keras.config.is_traceback_filtering_enabled():
                 raise
-            raise error.with_traceback(_without_ours(error.__traceback__))
+            raise error.with_traceback(_without_ours(error.__traceback__))  # noqa: B904  (the same error)
 
     return outermost  # type: ignore[return-value]
 

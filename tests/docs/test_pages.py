@@ -2,7 +2,7 @@
 
 A page is one test: its blocks run from top to bottom in one namespace, in an empty folder. A block of `>>>` lines is
 compared with the output below each; numbers, to the digits that are shown. A block that begins with the name of a file
-(`# parts.py`) is written to that file. In a `console` block the lines `$ python FILE` run in a new process, and what it
+(`# parts.py`) is written to that file, and can be imported. In a `console` block the lines `$ python FILE` run in a new process, and what it
 prints is compared, too.
 """
 
@@ -58,6 +58,8 @@ def test_the_code_of_a_page_does_what_the_page_says(page: Path, tmp_path: Path, 
     module = types.ModuleType(re.sub(r"\W", "_", f"page_{page.relative_to(ROOT).with_suffix('')}"))
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "parts", raising=False)
     keras.utils.clear_session()
     keras.utils.set_random_seed(0)
     document = SYBIL.parse(page)

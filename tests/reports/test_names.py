@@ -24,7 +24,7 @@ def around(*layers: Any) -> keras.Model:
     return keras.Sequential([keras.Input((1,)), *layers])
 
 
-# --- two parts under one name -------------------------------------------------------------------------------------------
+# --- two parts under one name -----------------------------------------------------------------------------------------
 
 
 def one_gate():
@@ -339,7 +339,7 @@ def test_a_default_from_the_function_around_is_in_the_file(make, reloaded):
     np.testing.assert_allclose(N(reloaded(model)(X)), [[2.0]])
 
 
-# --- a value from the function around -----------------------------------------------------------------------------------
+# --- a value from the function around ---------------------------------------------------------------------------------
 
 
 def closed_loss(q):

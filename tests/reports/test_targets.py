@@ -27,7 +27,7 @@ def identity(*shape: int, loss: Any = None, metrics: Any = None, **compiled: Any
     return model
 
 
-# --- targets of another rank --------------------------------------------------------------------------------------------
+# --- targets of another rank ------------------------------------------------------------------------------------------
 
 
 @kustom.loss
@@ -261,7 +261,7 @@ def test_flat_targets_train_as_column_targets_do(make):
     np.testing.assert_allclose(*weights, rtol=1e-6)
 
 
-# --- what is masked, and what weighs nothing ----------------------------------------------------------------------------
+# --- what is masked, and what weighs nothing --------------------------------------------------------------------------
 
 
 @kustom.layer
@@ -436,7 +436,8 @@ def test_a_nan_that_weighs_nothing_leaves_the_gradient_as_it_is_without_its_samp
         x, y = x * np.float32([[1], [1], [1e38]]), np.nan_to_num(y)
     trained = []
     for count in (3, 2):
-        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer=keras.initializers.Constant(3.0))])
+        start = keras.initializers.Constant(3.0)
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer=start)])
         model.compile(keras.optimizers.SGD(0.1), make(reduction="sum"))
         weight = np.array([1.0, 1.0, 0.0], "float32")
         model.fit(x[:count], y[:count], sample_weight=weight[:count], shuffle=False, verbose=0)
@@ -482,7 +483,7 @@ def test_a_mask_and_weights_a_step_work_together(reloaded):
         np.testing.assert_allclose(one.evaluate(MASKED_X, ZEROS, sample_weight=weight, verbose=0)[1], 7 / 4, rtol=1e-5)
 
 
-# --- one value a sample -------------------------------------------------------------------------------------------------
+# --- one value a sample -----------------------------------------------------------------------------------------------
 
 
 @kustom.loss
@@ -568,7 +569,9 @@ def test_a_loss_that_returns_one_number_is_refused_for_flat_predictions(make):
 @pytest.mark.parametrize("make", SCALARS)
 def test_a_loss_that_returns_one_number_is_refused_in_fit(make):
     with pytest.raises(ShapeError):
-        identity(1, loss=make()).fit(Y_PRED, Y_TRUE, verbose=0)
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        model.compile("sgd", make())
+        model.fit(Y_PRED, Y_TRUE, verbose=0)
 
 
 @pytest.mark.parametrize("make", [over_samples, OverSamples])

@@ -37,7 +37,9 @@ def _numpy(x):
     return keras.ops.convert_to_numpy(x)
 
 
-@pytest.mark.parametrize("make", [lambda t: huber_fn(threshold=t), create_huber, HuberLoss], ids=["huber_fn", "create_huber", "HuberLoss"])
+@pytest.mark.parametrize(
+    "make", [lambda t: huber_fn(threshold=t), create_huber, HuberLoss], ids=["huber_fn", "create_huber", "HuberLoss"]
+)
 @pytest.mark.parametrize("threshold", [0.5, 1.0, 3.0])
 def test_huber_is_keras_huber(make, threshold):
     y_true, y_pred = RNG.normal(size=(6, 2)), RNG.normal(size=(6, 2)) * 4

@@ -172,7 +172,7 @@ _LATER = frozenset(
 
 def is_internal(part: Any, name: str) -> bool:
     """Whether Keras, or kustom, keeps something of its own in the attribute `name` of a part."""
-    if name.startswith("_kustom"):
+    if name.startswith(("_kustom", "_self_")):
         return True
     if isinstance(part, keras.metrics.Metric):
         return name in _internals("metric")

@@ -382,6 +382,17 @@ def check_tracking(part: Any, *, late: bool = False) -> None:
 _STATE = (keras.layers.Layer, keras.metrics.Metric, keras.Variable, keras.random.SeedGenerator)
 
 
+# What holds variables of its own, or none, and is saved, or made anew, as a whole.
+_SAVED_BY_THEMSELVES = (
+    keras.optimizers.Optimizer,
+    keras.losses.Loss,
+    keras.initializers.Initializer,
+    keras.regularizers.Regularizer,
+    keras.constraints.Constraint,
+    keras.callbacks.Callback,
+)
+
+
 def _reachable(part: Any) -> Iterator[tuple[str, Any, bool]]:
     """Each object with state in the attributes of a part, the way to it, and whether Keras saves it there."""
     functional = not isinstance(part, keras.metrics.Metric) and private.is_functional(part)
@@ -395,7 +406,7 @@ def _inside(value: Any, path: str, saved: bool, seen: set[int]) -> Iterator[tupl
     if isinstance(value, _STATE):
         yield path, value, saved
         return
-    if isinstance(value, str | bytes | int | float | type) or value is None or id(value) in seen:
+    if isinstance(value, (str, bytes, int, float, type, *_SAVED_BY_THEMSELVES)) or value is None or id(value) in seen:
         return
     seen.add(id(value))
     if isinstance(value, dict):

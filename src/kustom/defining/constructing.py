@@ -8,6 +8,7 @@ it, appends to it) does so once, not once more a load. A setting changed afterwa
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +45,7 @@ def install(cls: Any) -> None:
     written = vars(cls).get("__init__")
     cls.__init__ = _generated(cls) if written is None else _respected(cls, written)
     if "get_config" not in vars(cls):
-        cls.get_config = _get_config
+        cls.get_config = _Config()
         cls._kustom_base_config = _base_config(cls)
     if "from_config" not in vars(cls):
         cls.from_config = classmethod(_from_config)
@@ -268,7 +269,7 @@ def _finish(self: Any, outermost: bool) -> None:
     given = vars(self)[_GIVEN]
     object.__setattr__(self, _MADE, {name: _snapshot(getattr(self, name, value)) for name, value in given.items()})
     cls = type(self)
-    if cls.get_config is _get_config and not hasattr(cls.__init__, "_kustom_generated"):
+    if "_kustom_base_config" in vars(cls) and not hasattr(cls.__init__, "_kustom_generated"):
         object.__setattr__(self, _BASE_MADE, copy.deepcopy(cls._kustom_base_config(self)))
 
 
@@ -279,7 +280,7 @@ def _base_config(cls: Any) -> Callable[[Any], dict[str, Any]]:
     """The `get_config` that is not ours, nearest to the class; bound by hand, since a functional model changes its bases."""
     for base in cls.__mro__[1:]:
         written = vars(base).get("get_config")
-        if written is None or written is _get_config:
+        if written is None or isinstance(written, _Config):
             continue
         if "definition" in vars(base):
             return lambda self: written.__get__(self, type(self))()
@@ -289,6 +290,17 @@ def _base_config(cls: Any) -> Callable[[Any], dict[str, Any]]:
             return lambda self: {**written(self), "dtype": self.dtype}
         return written
     return lambda self: {}
+
+
+class _Config:
+    """The `get_config` of a part; of its class nobody can ask for one."""
+
+    def __get__(self, part: Any, cls: Any) -> Callable[[], dict[str, Any]]:
+        return functools.partial(_get_config if part is not None else _refuse_config, part if part is not None else cls)
+
+
+def _refuse_config(cls: Any) -> dict[str, Any]:
+    raise ConfigError(f"{cls.__name__} stands where a file would need a part: write {cls.__name__}(...), not {cls.__name__}.")
 
 
 def _get_config(self: Any) -> dict[str, Any]:

@@ -194,11 +194,10 @@ def expand(x: Any, rank: int) -> Any:
 def _fit_weight(weight: Any, shape: Shape, name: str, owner: str) -> Any:
     """A weight a sample, a time step or an entry, its axes the first axes of `shape`."""
     got = tuple(weight.shape)
-    if (
-        (len(got) == len(shape) + 1 and got[-1] == 1)
-        or (1 < len(got) <= len(shape) and got[-1] == 1 and shape[len(got) - 1] != 1)
-        or (len(got) == len(shape) > 1 and got[-1] == 1)
-    ):
+    rank, entries = len(got), len(shape)
+    # A last axis of length 1 is only there for the form, unless the predictions have it, too, and more follows.
+    for_form = rank > 1 and got[-1] == 1 and (rank in (entries, entries + 1) or (rank < entries and shape[rank - 1] != 1))
+    if for_form:
         weight = ops.squeeze(weight, -1)
     if not shape_fits(weight.shape, shape[: len(weight.shape)]) or len(weight.shape) > len(shape):
         raise ShapeError(

@@ -179,13 +179,15 @@ class Definition:
         dtype = rest.pop("dtype", None) if "dtype" in self.common else None
         settings = self._beside_data({**held, **rest})
         if self.kind == "initializer":
-            return self.draw(settings, *inputs.values())
+            shape, *dtypes = inputs.values()
+            return self.draw(settings, shape, *dtypes[:1])
         if self.kind == "layer":
             return self._direct_layer(cls, inputs, settings, call_arguments, dtype)
         if self.kind in ("loss", "metric"):
             dtype = private.standardize_dtype(dtype or keras.config.floatx())
             inputs = dict(zip(self.data, (data.tensor(x, dtype) for x in inputs.values()), strict=True))
-            aligned = data.align(*inputs.values(), self.name)
+            y_true, y_pred = inputs.values()
+            aligned = data.align(y_true, y_pred, self.name)
             data.refuse_broadcast(lambda t, p: self.leaves(self._call({"t": t, "p": p}, settings, dtype)), *aligned, self.name)
             inputs = dict(zip(self.data, aligned, strict=True))
         return self._call({name: data.tensor(x, dtype) for name, x in inputs.items()}, settings, dtype)

@@ -214,7 +214,7 @@ def _apply(converter: Converter, value: Any) -> Any:
     if isinstance(value, str) and converter.family is not None:
         part = naming.find(value, converter.family)
         if part is not None:
-            return part() if isinstance(part, type) else part
+            return part() if inspect.isclass(part) else part
     value = value() if _is_bare_part(value) else value
     try:
         held = converter.function(value)
@@ -278,7 +278,7 @@ def _by_annotation(value: Any, annotation: Any) -> Any:
         return float(number) if kind is float else number
     if kind is np.ndarray:
         held = np.array(_plain(value))
-        if held.dtype == object:
+        if held.dtype == object or isinstance(value, str | bytes | dict):
             raise _Mismatch("an array of numbers")
         return held
     if kind in (Callable, typing.Callable, types.FunctionType):
@@ -338,7 +338,7 @@ def _number(value: Any) -> int | float:
         raise _Mismatch("a number (not a truth value)")
     if isinstance(value, keras.Variable):
         raise _Mismatch("a number, not a Variable: what is learned is made in build(), by add_weight", unsavable=True)
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and not isinstance(value, np.generic):
         return value
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         value = value.item()
@@ -351,10 +351,11 @@ def _number(value: Any) -> int | float:
 
 def _plain(value: Any) -> Any:
     """A value of no declared kind, as it is held: numpy scalars as Python's, tensors as arrays, containers copied."""
+    if isinstance(value, np.generic):
+        # Some of them (float64, str_) are Python's own, too.
+        return value.item()
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return value
-    if isinstance(value, np.generic):
-        return value.item()
     if isinstance(value, np.ndarray):
         if value.dtype == object:
             raise _Mismatch("an array of numbers, text or truth values", unsavable=True)

@@ -1,0 +1,114 @@
+"""What `fit` shows while it runs, and how Ctrl-C ends it.
+
+A terminal gets one line that is written over; anything else, a log file or a pipe, about twenty lines for the whole run.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+import keras
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+__all__ = ["Interruption", "StatusLine", "readable"]
+
+LINES = 20
+
+
+def readable(value: float) -> str:
+    """Four digits, or all that stand before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+class Interruption:
+    """While it is entered, Ctrl-C is only noted, so that the run can finish what it has begun; a second one breaks off.
+
+    An exception would arrive anywhere in the middle of a step, where on JAX the weights are in nobody's hands.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Interruption:
+        self._previous = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, self._previous)
+        print("\nstopping; the run is saved first (Ctrl-C again: at once, unsaved)", file=sys.stderr, flush=True)
+
+
+class StatusLine(keras.callbacks.Callback):
+    """Shows epoch, progress, rows a second, loss, metric and time left; ends the training at a step where Ctrl-C was noted.
+
+    The time left is that to the last epoch; early stopping may come before.
+    """
+
+    def __init__(self, interruption: Interruption, rows: int, metric: str, *, quiet: bool) -> None:
+        super().__init__()
+        self.interruption = interruption
+        self.rows = rows
+        self.metric = metric
+        self.quiet = quiet
+        self.on_terminal = sys.stdout.isatty() and not quiet
+        self.bar = Progress(
+            BarColumn(12), TextColumn("{task.description}"), console=Console(highlight=False), disable=not self.on_terminal
+        )
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.epochs, self.steps = self.params["epochs"], self.params["steps"]
+        self.started = self.shown = self.printed = 0.0
+        self.validation = ""
+        self.task = self.bar.add_task("compiling", total=self.epochs * self.steps)
+        self.bar.start()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self.interruption.asked:
+            self.model.stop_training = True
+        now = time.perf_counter()
+        # The first step compiles: it tells nothing of the rate.
+        self.started = self.started or now
+        if self.on_terminal and now - self.shown > 0.1:
+            self.shown = now
+            self._show(self.epoch * self.steps + batch + 1, now, logs)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.validation = f"  val {readable(logs[f'val_{self.metric}'])}"
+        done, now = (epoch + 1) * self.steps, time.perf_counter()
+        self.line = self._show(done, now, logs)
+        every = -(-self.epochs // LINES)
+        self.pending = (epoch + 1) % every != 0
+        if not self.pending:
+            self._print()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self.pending:
+            self._print()
+        self.bar.stop()
+
+    def _show(self, done: int, now: float, logs: Any) -> str:
+        seconds, rows_a_step = max(now - self.started, 1e-9), self.rows / self.steps
+        left = int(seconds * (self.epochs * self.steps - done) / done)
+        line = (
+            f"epoch {self.epoch + 1}/{self.epochs}  {done * rows_a_step / seconds:,.0f} rows/s  "
+            f"loss {float(logs['loss']):.4f}  {self.metric} {readable(float(logs[self.metric]))}{self.validation}  "
+            f"{left // 60}:{left % 60:02} left"
+        )
+        self.bar.update(self.task, completed=done, description=line)
+        return line
+
+    def _print(self) -> None:
+        if not (self.quiet or self.on_terminal):
+            print(self.line, flush=True)

@@ -1,0 +1,738 @@
+"""`@kustom.part`: a class whose annotated attributes are its settings."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import pickle
+from typing import Annotated, Any, ClassVar, Literal
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import kustom
+from kustom import errors
+from kustom.typing import (
+    ActivationLike,
+    ConstraintLike,
+    Converter,
+    InitializerLike,
+    LossLike,
+    MetricLike,
+    OptimizerLike,
+    RegularizerLike,
+)
+
+X = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+Y = X[:, :1]
+
+
+@kustom.part
+class Scaled(keras.layers.Layer):
+    """A layer of the tests."""
+
+    factor: float
+    shift: float = 0.0
+    kind: ClassVar[str] = "none of the fields"
+    kernel: keras.Variable
+    inner: list[keras.layers.Layer]
+
+    def call(self, x):
+        return self.factor * x + self.shift
+
+
+@kustom.part
+class Holder(keras.layers.Layer):
+    anything: Any = None
+    numbers: list[float] = [1.0]  # noqa: RUF012
+    pair: tuple[int, str] = (1, "a")
+    table: dict[str, float] = {"a": 1.0}  # noqa: RUF012
+    mode: Literal["same", "valid"] = "same"
+    maybe: int | None = None
+    text: str = ""
+    flag: bool = False
+    array: np.ndarray | None = None
+
+    def call(self, x):
+        return x
+
+
+@kustom.part
+class Block(keras.layers.Layer):
+    units: int
+    depth: int = 2
+    activation: ActivationLike = "relu"
+
+    def setup(self):
+        self.hidden = [keras.layers.Dense(self.units, activation=self.activation) for _ in range(self.depth)]
+
+    def call(self, x):
+        for layer in self.hidden:
+            x = layer(x)
+        return x
+
+
+@kustom.part
+class Wider(Block):
+    extra: float = 1.0
+
+    def call(self, x):
+        return super().call(x) * self.extra
+
+
+@kustom.part
+class Net(keras.Model):
+    units: int = 3
+    block: keras.layers.Layer | None = kustom.field(default=None)
+
+    def setup(self):
+        self.inner = self.block or Block(self.units)
+        self.out = keras.layers.Dense(1)
+
+    def call(self, x, training=None):
+        return self.out(self.inner(x, training=training))
+
+
+@kustom.part
+class Gained(keras.layers.Dense):
+    gain: float = 1.0
+
+    def call(self, inputs, training=None):
+        return super().call(inputs, training=training) * self.gain
+
+
+@kustom.part
+class Momentum(keras.optimizers.Optimizer):
+    momentum: float = 0.9
+
+    def build(self, variables):
+        super().build(variables)
+        self.velocities = self.add_optimizer_variables(variables, "velocity")
+
+    def update_step(self, gradient, variable, learning_rate):
+        velocity = self.velocities[self._get_variable_index(variable)]
+        self.assign(velocity, velocity * self.momentum - ops.cast(learning_rate, variable.dtype) * gradient)
+        self.assign_add(variable, velocity)
+
+
+@kustom.part
+class Uniform(keras.initializers.Initializer):
+    scale: float = 1.0
+    seed: int | None = None
+
+    def __call__(self, shape, dtype=None):
+        return keras.random.uniform(shape, -self.scale, self.scale, dtype=dtype, seed=self.seed)
+
+
+@kustom.part
+class Norm(keras.constraints.Constraint):
+    at_most: float = 1.0
+    axis: int = 0
+
+    def __call__(self, w):
+        norm = ops.sqrt(ops.sum(ops.square(w), axis=self.axis, keepdims=True))
+        return w * ops.minimum(norm, self.at_most) / (norm + 1e-7)
+
+
+@kustom.part
+class Every(keras.callbacks.Callback):
+    steps: int = 10
+
+
+@kustom.part
+class Count(keras.metrics.Metric):
+    above: float = 0.0
+
+    def setup(self):
+        self.seen = self.add_weight(shape=(), initializer="zeros", name="seen")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        hits = ops.cast(y_pred > self.above, "float32")
+        self.seen.assign_add(ops.sum(hits if sample_weight is None else hits * sample_weight))
+
+    def result(self):
+        return self.seen
+
+
+def _numpy(x):
+    return keras.ops.convert_to_numpy(x)
+
+
+# --- the constructor
+
+
+def test_fields_are_constructor_arguments_in_their_order():
+    part = Scaled(2, 3.0, name="mine", trainable=False)
+    assert (part.factor, part.shift, part.name, part.trainable) == (2.0, 3.0, "mine", False)
+    assert list(inspect.signature(Scaled).parameters)[:2] == ["factor", "shift"]
+    assert repr(part) == "Scaled(factor=2.0, shift=3.0)"
+    assert Scaled.__doc__ == "A layer of the tests."
+
+
+def test_what_a_part_makes_is_no_field():
+    assert not {"kind", "kernel", "inner"} & Scaled(1.0).get_config().keys()
+    with pytest.raises(errors.UnknownSettingError, match=r"inner.*kustom.field\(\)"):
+        Scaled(1.0, inner=[])
+
+
+def test_arguments_are_checked():
+    with pytest.raises(errors.MissingSettingError, match="Scaled needs factor"):
+        Scaled()  # pyright: ignore
+    with pytest.raises(errors.UnknownSettingError, match="mean 'factor'"):
+        Scaled(factr=1.0)  # pyright: ignore
+    with pytest.raises(errors.UnknownSettingError, match="takes 2 settings by position"):
+        Scaled(1.0, 2.0, 3.0)  # pyright: ignore
+    with pytest.raises(errors.UnknownSettingError, match="'factor' twice"):
+        Scaled(1.0, factor=2.0)  # pyright: ignore
+    with pytest.raises(errors.SettingError, match="'factor' is a number"):
+        Scaled("two")  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "held"),
+    [
+        ("numbers", (1, np.float32(2)), [1.0, 2.0]),
+        ("pair", [3, "b"], (3, "b")),
+        ("table", {"x": 2}, {"x": 2.0}),
+        ("mode", "valid", "valid"),
+        ("maybe", np.int64(3), 3),
+        ("text", np.str_("t"), "t"),
+        ("flag", np.bool_(True), True),
+        ("anything", np.float64(2.5), 2.5),
+        ("anything", [(1, {"a": np.int8(2)})], [(1, {"a": 2})]),
+    ],
+)
+def test_values_are_taken_by_kind(name, given, held, trip):
+    part = Holder(**{name: given})
+    assert getattr(part, name) == held
+    assert type(getattr(part, name)) is type(held)
+    loaded = trip(keras.Sequential([keras.Input((2,)), part])).layers[0]
+    assert getattr(loaded, name) == held
+    assert loaded.get_config() == part.get_config()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("numbers", ["a"], "a number"),
+        ("numbers", None, "None is not among"),
+        ("pair", (1,), "a tuple of 2 values"),
+        ("pair", (1.5, "a"), "a whole number"),
+        ("table", [], "a dict"),
+        ("mode", "full", "one of 'same', 'valid'"),
+        ("maybe", 1.5, "a whole number or None"),
+        ("maybe", True, "a number"),
+        ("text", 3, "text"),
+        ("flag", 1, "True or False"),
+        ("array", "x", "an array of numbers"),
+    ],
+)
+def test_values_of_another_kind_are_refused(name, given, expected):
+    with pytest.raises(errors.SettingError, match=expected):
+        Holder(**{name: given})
+
+
+@pytest.mark.parametrize("value", [lambda x: x, object(), {1, 2}, keras.Variable(1.0), np.array([object()]), int])
+def test_what_no_file_can_hold_is_refused_when_given(value):
+    with pytest.raises(errors.UnsavableSettingError, match="'anything'"):
+        Holder(anything=value)
+
+
+def test_arrays_and_tensors_come_back_as_arrays(trip):
+    for value in (np.arange(6, dtype="int8").reshape(2, 3), ops.convert_to_tensor([1.5, 2.5])):
+        part = Holder(array=value)
+        loaded = trip(keras.Sequential([keras.Input((2,)), part])).layers[0]
+        assert isinstance(loaded.array, np.ndarray)
+        assert loaded.array.dtype == part.array.dtype
+        np.testing.assert_array_equal(loaded.array, part.array)
+
+
+def test_defaults_are_not_shared():
+    one, other = Holder(), Holder()
+    one.numbers.append(2.0)
+    one.table["b"] = 2.0
+    assert other.numbers == [1.0]
+    assert other.table == {"a": 1.0}
+
+
+def test_a_list_given_is_not_changed_by_the_part():
+    @kustom.part(package="mutating")
+    class Mutating(keras.layers.Layer):
+        names: list
+
+        def setup(self):
+            self.names.append("extra")
+
+    given = ["a"]
+    part = Mutating(given)
+    assert given == ["a"]
+    again = Mutating.from_config(part.get_config())
+    assert again.names == part.names == ["a", "extra"]
+    part.names.append("later")
+    with pytest.raises(errors.UnsavableSettingError, match="no argument gives that back"):
+        part.get_config()
+
+
+def test_converters():
+    @kustom.part(package="converters")
+    class Percent(keras.layers.Layer):
+        share: Annotated[float, Converter(lambda x: float(x) / 100 if x > 1 else float(x), "percents")]
+        upper: str = kustom.field(default="a", converter=str.upper)
+        fresh: list = kustom.field(default_factory=lambda: [0])
+
+    part = Percent(50, upper="b")
+    assert (part.share, part.upper, part.fresh) == (0.5, "B", [0])
+    with pytest.raises(errors.SettingError, match="is percents"):
+        Percent("x")  # pyright: ignore
+    with pytest.raises(errors.DefinitionError, match="not both"):
+        kustom.field(default=1, default_factory=list)
+
+
+def test_fields_that_take_whatever_keras_takes(trip):
+    @kustom.part(package="likes")
+    class Likes(keras.layers.Layer):
+        activation: ActivationLike = None
+        constraint: ConstraintLike = "non_neg"
+        initializer: InitializerLike = "he_normal"
+        loss: LossLike = "mse"
+        metric: MetricLike = "mae"
+        optimizer: OptimizerLike = "adam"
+        regularizer: RegularizerLike = "l2"
+
+        def call(self, x):
+            return self.activation(x)
+
+    part = Likes()
+    assert part.activation is keras.activations.linear
+    assert isinstance(part.constraint, keras.constraints.NonNeg)
+    assert isinstance(part.initializer, keras.initializers.HeNormal)
+    assert isinstance(part.optimizer, keras.optimizers.Adam)
+    assert isinstance(part.regularizer, keras.regularizers.L2)
+    loaded = trip(keras.Sequential([keras.Input((2,)), Likes(activation="tanh", constraint=Norm(2.0))])).layers[0]
+    assert loaded.activation is keras.activations.tanh
+    assert loaded.constraint.at_most == 2.0
+    with pytest.raises(errors.SettingError, match="an activation"):
+        Likes(activation="no such thing")
+
+
+# --- the config
+
+
+@pytest.mark.parametrize(
+    "part",
+    [Scaled(2.0), Holder(anything=(1, [2])), Uniform(2.0, seed=1), Norm(2.0), Every(3), Count(0.5), Momentum(0.1, momentum=0.5)],
+    ids=lambda p: type(p).__name__,
+)
+def test_the_config_is_plain_json_and_makes_an_equal_part(part):
+    config = part.get_config()
+    again = type(part).from_config(json.loads(json.dumps(config, allow_nan=False)))
+    assert again.get_config() == config
+    assert repr(again) == repr(part)
+
+
+def test_a_setting_changed_later_is_the_one_saved():
+    part = Scaled(2.0)
+    part.factor = 3
+    assert Scaled.from_config(part.get_config()).factor == 3.0
+    part.factor = "x"
+    with pytest.raises(errors.SettingError, match="'factor'"):
+        part.get_config()
+
+
+def test_unknown_and_missing_entries_are_named():
+    with pytest.raises(errors.ConfigError, match="no setting 'fctor'.*mean 'factor'"):
+        Scaled.from_config({"fctor": 1.0})
+    with pytest.raises(errors.ConfigError, match="has no 'factor'"):
+        Scaled.from_config({"shift": 1.0})
+
+
+def test_a_class_in_the_place_of_a_part_is_refused_at_save(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", metrics=[Count])
+    model.fit(X, Y, verbose=0)
+    with pytest.raises(errors.ConfigError, match=r"write Count\(...\), not Count"):
+        model.save(tmp_path / "m.keras")
+
+
+def test_versions_migrate():
+    def migrate(config, version):
+        assert version == 1
+        return {"rate": config.pop("percent") / 100, **config}
+
+    @kustom.part(package="versions", version=2, migrate=migrate)
+    class Rated(keras.layers.Layer):
+        rate: float = 0.5
+
+    assert Rated(0.25).get_config()["settings_version"] == 2
+    assert Rated.from_config(Rated(0.25).get_config()).rate == 0.25
+    assert Rated.from_config({"percent": 75}).rate == 0.75
+    with pytest.raises(errors.VersionError, match="is of version 3; this Rated reads up to 2"):
+        Rated.from_config({"settings_version": 3})
+
+    @kustom.activation(package="versions", version=2, migrate=lambda config, version: {"slope": config["alpha"]})
+    def leaky(x, *, slope=0.1):
+        return x
+
+    assert type(leaky).from_config({"alpha": 0.5}).slope == 0.5
+    assert type(leaky).from_config(leaky(slope=0.3).get_config()).slope == 0.3
+
+
+def test_versions_are_checked():
+    for version, migrate, message in ((0, None, "from 1 on"), (2, None, "needs migrate")):
+        with pytest.raises(errors.DefinitionError, match=message):
+            kustom.part(version=version, migrate=migrate)
+    Bad = kustom.part(package="versions", version=2, migrate=lambda c, v: None)(  # pyright: ignore
+        type("Bad", (keras.layers.Layer,), {"__module__": __name__})
+    )
+    with pytest.raises(errors.ConfigError, match="where a config"):
+        Bad.from_config({})
+
+
+# --- inheritance
+
+
+def test_a_base_parts_fields_keep_their_places():
+    part = Wider(4, 3, "tanh", extra=2.0)
+    assert (part.units, part.depth, part.extra) == (4, 3, 2.0)
+    assert Wider.from_config(part.get_config()).get_config() == part.get_config()
+    with pytest.raises(errors.UnknownSettingError):
+        Wider(4, 3, "tanh", 2.0)  # pyright: ignore
+
+
+def test_keras_own_arguments_keep_theirs(trip):
+    part = Gained(3, "relu", gain=2, kernel_initializer="ones")
+    assert repr(part) == "Gained(units=3, gain=2.0)"
+    model = keras.Sequential([keras.Input((4,)), part])
+    loaded = trip(model)
+    np.testing.assert_allclose(loaded.predict(X, verbose=0), model.predict(X, verbose=0))
+    assert loaded.layers[0].gain == 2.0
+
+
+def test_a_decorated_function_can_be_a_base():
+    @kustom.loss(package="bases")
+    def distance(y_true, y_pred, *, power=2.0):
+        return ops.abs(ops.subtract(y_true, y_pred)) ** power
+
+    @kustom.part(package="bases")
+    class Doubled(distance):
+        by: float = 2.0
+
+        def call(self, y_true, y_pred):
+            return self.by * super().call(y_true, y_pred)
+
+    part = Doubled(power=1.0, by=3.0)
+    assert float(part([[0.0]], [[2.0]])) == 6.0
+    again = Doubled.from_config(part.get_config())
+    assert (again.power, again.by) == (1.0, 3.0)
+
+
+# --- hand-written methods
+
+
+def test_a_hand_written_constructor_is_respected(trip):
+    @kustom.part(package="written")
+    class Fixed(keras.layers.Dense):
+        def __init__(self, units, **kwargs):
+            super().__init__(units, activation="relu", use_bias=True, **kwargs)
+
+    @kustom.part(package="written")
+    class Doubling(keras.layers.Layer):
+        def __init__(self, width, rate=0.5, **kwargs):
+            super().__init__(**kwargs)
+            self.width = width * 2
+            self.dense = keras.layers.Dense(self.width)
+
+        def call(self, x):
+            return self.dense(x)
+
+    @kustom.part(package="written")
+    class Fielded(keras.layers.Layer):
+        rate: float
+        tail: tuple = (1,)
+
+        def __init__(self, rate, tail=(1,), **kwargs):
+            super().__init__(**kwargs)
+            self.seen = (self.rate, self.tail)
+
+        def call(self, x):
+            return x
+
+    for part, value in ((Fixed(3, name="f"), 3), (Doubling(2, rate=0.1), 4), (Fielded(1, [2, 3]), (1.0, (2, 3)))):
+        model = keras.Sequential([keras.Input((4,)), part])
+        loaded = trip(model).layers[0]
+        np.testing.assert_allclose(_numpy(loaded(X)), _numpy(part(X)))
+        assert loaded.get_config() == part.get_config()
+        assert value in (getattr(loaded, "units", None), getattr(loaded, "width", None), getattr(loaded, "seen", None))
+
+
+def test_a_functional_model_made_in_the_constructor(trip):
+    @kustom.part(package="written")
+    class Tower(keras.Model):
+        width: int = 4
+        scale: float = 1.0
+
+        def __init__(self, width=4, scale=1.0, **kwargs):
+            x = keras.Input((4,))
+            super().__init__(inputs=x, outputs=keras.layers.Dense(self.width)(x) * self.scale, **kwargs)
+
+    for model in (Tower(4, 3), Tower(5, scale=3.0)):
+        loaded = trip(model)
+        assert loaded.scale == 3.0
+        np.testing.assert_allclose(loaded.predict(X, verbose=0), model.predict(X, verbose=0), rtol=1e-6)
+
+
+def test_a_hand_written_config_is_respected():
+    @kustom.part(package="written")
+    class Mine(keras.layers.Layer):
+        rate: float = 0.5
+
+        def get_config(self):
+            return {"rate": self.rate, "name": "fixed"}
+
+    assert Mine(0.1).get_config() == {"rate": 0.1, "name": "fixed"}
+    assert Mine.from_config(Mine(0.1).get_config()).rate == 0.1
+
+
+def test_a_constructor_without_keras_arguments(trip):
+    @kustom.part(package="written")
+    class Total(keras.metrics.Metric):
+        def __init__(self, name="total"):
+            super().__init__(name=name)
+            self.s = self.add_variable((), "zeros", name="s")
+
+        def update_state(self, y_true, y_pred, sample_weight=None):
+            self.s.assign_add(ops.sum(y_pred))
+
+        def result(self):
+            return self.s
+
+    @kustom.part(package="written")
+    class Bare(keras.layers.Layer):
+        def __init__(self, width):
+            super().__init__()
+            self.width = width
+
+        def call(self, x):
+            return x * self.width
+
+    layer = Bare(2)
+    layer.trainable = False
+    model = keras.Sequential([keras.Input((1,)), layer])
+    model.compile("sgd", "mse", metrics=[Total()])
+    data = np.ones((6, 1), "float32")
+    loaded = trip(model)
+    assert not loaded.layers[0].trainable
+    assert loaded.layers[0].name == layer.name
+    assert loaded.evaluate(data, data, batch_size=2, verbose=0)[1] == model.evaluate(data, data, verbose=0)[1] == 12.0
+
+
+# --- whole models
+
+
+def test_a_model_of_parts_saves_and_loads_whole(trip):
+    model = Net(5, block=Wider(5, extra=0.5))
+    model.compile(Momentum(0.01, momentum=0.8), "mse", metrics=[Count()])
+    model.fit(X, Y, epochs=2, verbose=0)
+    loaded = trip(model)
+    np.testing.assert_allclose(loaded.predict(X, verbose=0), model.predict(X, verbose=0), rtol=1e-6)
+    assert isinstance(loaded.optimizer, Momentum)
+    assert len(loaded.optimizer.variables) == len(model.optimizer.variables)
+    for twin in (model, loaded):
+        twin.fit(X, Y, epochs=2, verbose=0, shuffle=False)
+    np.testing.assert_allclose(loaded.predict(X, verbose=0), model.predict(X, verbose=0), rtol=1e-4, atol=1e-6)
+
+
+def test_setup_runs_once_and_after_the_fields_are_there():
+    calls = []
+
+    class Base(keras.layers.Layer):
+        def setup(self):
+            CALLS.append(self.a)
+
+    CALLS.clear()
+
+    @kustom.part(package="setup")
+    class First(Base):
+        a: int = 1
+
+    @kustom.part(package="setup")
+    class Second(First):
+        b: int = 2
+
+    Second(3)
+    assert CALLS == [3]
+    assert not calls
+
+
+CALLS: list[int] = []
+
+
+def test_a_shared_sublayer_is_one_object_again(trip):
+    @kustom.part(package="sharing")
+    class Wrap(keras.layers.Layer):
+        inner: keras.layers.Layer = kustom.field()
+        by: float = 1.0
+
+        def call(self, x):
+            return self.inner(x) * self.by
+
+    shared, inputs = keras.layers.Dense(2, name="tied"), keras.Input((4,))
+    model = keras.Model(inputs, Wrap(shared)(inputs) + Wrap(shared, 2.0)(inputs))
+    loaded = trip(model)
+    assert len({id(w) for w in loaded.weights}) == 2
+    np.testing.assert_allclose(loaded.predict(X, verbose=0), model.predict(X, verbose=0), rtol=1e-6)
+
+
+def test_a_metric_that_the_call_updates(trip):
+    @kustom.part(package="spying")
+    class Spy(keras.layers.Layer):
+        def setup(self):
+            self.seen = keras.metrics.Mean(name="seen")
+
+        def call(self, x):
+            self.seen.update_state(ops.mean(x))
+            return x
+
+    model = keras.Sequential([keras.Input((4,)), Spy(), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", metrics=["mae"])
+    history = model.fit(X * 0 + 3, Y, batch_size=4, epochs=2, verbose=0, validation_data=(X * 0 + 6, Y)).history
+    assert history["seen"] == [3.0, 3.0]
+    assert history["val_seen"] == [6.0, 6.0]
+    assert trip(model).evaluate(X * 0 + 1, Y, verbose=0, return_dict=True)["seen"] == 1.0
+
+
+def test_an_initializer_with_a_seed_draws_anew_each_time():
+    first, second = Uniform(seed=3), Uniform(seed=3)
+    a, b = _numpy(first((4,))), _numpy(first((4,)))
+    assert not np.allclose(a, b)
+    np.testing.assert_array_equal(b, [_numpy(second((4,))) for _ in range(2)][1])
+    assert first.seed == 3
+
+
+def test_parts_copy_and_pickle():
+    for part in (Uniform(2.0, seed=1), Norm(2.0), Every(3)):
+        for twin in (copy.deepcopy(part), pickle.loads(pickle.dumps(part))):
+            assert repr(twin) == repr(part)
+
+
+# --- building
+
+
+def test_a_base_that_was_not_built_is_refused_at_build():
+    @kustom.part(package="building")
+    class Forgetful(keras.layers.Dense):
+        def build(self, input_shape):
+            self.scale = self.add_weight(shape=(), initializer="ones")
+
+        def call(self, x):
+            return x * self.scale
+
+    with pytest.raises(errors.BuildError, match=r"does not call super\(\).build\(input_shape\)"):
+        Forgetful(3).build((None, 4))
+
+
+def test_sublayers_that_cannot_be_built_are_refused_at_build():
+    @kustom.part(package="building")
+    class Untraceable(keras.layers.Layer):
+        def setup(self):
+            self.dense = keras.layers.Dense(3)
+
+        def call(self, x, context):
+            return self.dense(x) + context
+
+    with pytest.raises(errors.BuildError, match="left .* unbuilt, and Untraceable.call cannot be traced"):
+        Untraceable().build((None, 4))
+
+
+def test_a_sublayer_where_keras_saves_none_is_refused():
+    class Tools:
+        def __init__(self):
+            self.dense = keras.layers.Dense(3)
+
+    makers = {
+        "set": lambda: {keras.layers.Dense(3)},
+        "object": Tools,
+        "closure": lambda: (lambda dense: lambda x: dense(x))(keras.layers.Dense(3)),
+    }
+
+    @kustom.part(package="tracking")
+    class Hiding(keras.layers.Layer):
+        where: str
+
+        def setup(self):
+            self.kept = MAKERS[self.where]()
+
+    MAKERS.update(makers)
+    for where in makers:
+        with pytest.raises(errors.TrackingError, match="Hiding.kept.*neither tracks nor saves"):
+            Hiding(where)
+
+
+MAKERS: dict[str, Any] = {}
+
+
+def test_a_sublayer_that_comes_too_late_is_refused_at_save(tmp_path):
+    @kustom.part(package="tracking")
+    class Late(keras.layers.Layer):
+        def setup(self):
+            self.rows = []
+            self.rows.append([])
+
+        def call(self, x):
+            return x
+
+    layer = Late()
+    model = keras.Sequential([keras.Input((4,)), layer])
+    layer.rows[0].append(keras.layers.Dense(3))
+    with pytest.raises(errors.TrackingError, match="came after the part was built"):
+        model.save(tmp_path / "m.keras")
+
+
+# --- what is refused at definition
+
+
+def test_bad_classes_are_refused():
+    with pytest.raises(errors.DefinitionError, match="@kustom.part decorates a class"):
+        kustom.part(len)  # pyright: ignore
+    with pytest.raises(errors.DefinitionError, match="derives from none of Keras's"):
+        kustom.part(type("Plain", (), {}))
+    with pytest.raises(errors.DefinitionError, match="has no annotation"):
+
+        @kustom.part
+        class Unannotated(keras.layers.Layer):
+            rate = kustom.field(default=1.0)
+
+    with pytest.raises(errors.DefinitionError, match="Give the later field a default"):
+
+        @kustom.part
+        class Unordered(keras.layers.Layer):
+            a: int = 1
+            b: int
+
+
+RESERVED = """input output path losses metrics weights variables layers compute_dtype name dtype mask training
+children type half forward parameters optimizer""".split()
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_names_that_keras_needs_are_refused(name):
+    base = keras.Model if name in ("layers", "optimizer") else keras.layers.Layer
+    with pytest.raises(errors.ReservedNameError, match=f"the field '{name}'"):
+        kustom.part(type("Taken", (base,), {"__annotations__": {name: float}, "__module__": __name__, name: 1.0}))
+
+
+@pytest.mark.parametrize(
+    ("base", "name"),
+    [
+        (keras.losses.Loss, "reduction"),
+        (keras.metrics.Metric, "dtype"),
+        (keras.layers.Dense, "units"),
+        (keras.Optimizer, "learning_rate"),
+    ],
+)
+def test_names_that_the_base_needs_are_refused(base, name):
+    with pytest.raises(errors.ReservedNameError, match=f"the field '{name}'"):
+        kustom.part(type("Taken", (base,), {"__annotations__": {name: float}, "__module__": __name__}))
