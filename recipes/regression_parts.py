@@ -107,13 +107,14 @@ class ResidualBlock(keras.layers.Layer):
     units: int
     dropout: float = 0.0
     activation: ActivationLike = swish
+    initializer: InitializerLike = fan_in_normal()
     regularizer: RegularizerLike = None
     constraint: ConstraintLike = None
 
     def setup(self) -> None:
         shared = {"kernel_regularizer": self.regularizer, "kernel_constraint": self.constraint}
         self.norm = keras.layers.LayerNormalization()
-        self.widen = keras.layers.Dense(2 * self.units, self.activation, kernel_initializer=fan_in_normal(), **shared)
+        self.widen = keras.layers.Dense(2 * self.units, self.activation, kernel_initializer=self.initializer, **shared)
         self.drop = keras.layers.Dropout(self.dropout)
         self.narrow = keras.layers.Dense(self.units, kernel_initializer="zeros", **shared)
 
@@ -131,6 +132,7 @@ class TableRegressor(keras.Model):
         blocks: Its residual blocks.
         frequencies: Waves a number, see `PeriodicFeatures`; 0: none.
         dropout: Of the blocks.
+        gain: Of the kernels inside the network at the start, see `fan_in_normal`.
         hidden_regularizer: Of the kernels inside the network.
         deep_regularizer: Of the kernel that sums up the network.
         wide_regularizer: Of the linear regression's.
@@ -141,6 +143,7 @@ class TableRegressor(keras.Model):
     blocks: int = 2
     frequencies: int = 8
     dropout: float = 0.1
+    gain: float = 1.0
     hidden_regularizer: RegularizerLike = None
     deep_regularizer: RegularizerLike = None
     wide_regularizer: RegularizerLike = None
@@ -150,9 +153,12 @@ class TableRegressor(keras.Model):
         waves = PeriodicFeatures(self.numeric, self.frequencies, fan_in_normal(), max_norm(limit=3.0))
         self.squash = signed_log()
         self.periodic = waves if self.numeric and self.frequencies else None
-        self.first = keras.layers.Dense(self.units, kernel_initializer=fan_in_normal(), **shared)
+        self.first = keras.layers.Dense(self.units, kernel_initializer=fan_in_normal(gain=self.gain), **shared)
         self.residual = [
-            ResidualBlock(self.units, self.dropout, swish, self.hidden_regularizer, max_norm(limit=3.0)) for _ in range(self.blocks)
+            ResidualBlock(
+                self.units, self.dropout, swish, fan_in_normal(gain=self.gain), self.hidden_regularizer, max_norm(limit=3.0)
+            )
+            for _ in range(self.blocks)
         ]
         self.norm = keras.layers.LayerNormalization()
         self.deep = keras.layers.Dense(1, kernel_initializer="zeros", kernel_regularizer=self.deep_regularizer)

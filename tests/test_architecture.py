@@ -82,7 +82,7 @@ def test_the_page_of_names():
     for name in kustom.__all__:
         assert getattr(kustom, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'losss'; it has"):
-        kustom.losss  # noqa: B018  # pyright: ignore
+        kustom.losss  # pyright: ignore
 
 
 def test_every_public_name_says_what_it_is():

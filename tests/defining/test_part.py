@@ -343,7 +343,7 @@ def test_a_setting_changed_later_is_the_one_saved():
 
 
 def test_unknown_and_missing_entries_are_named():
-    with pytest.raises(errors.ConfigError, match="no setting 'fctor'.*mean 'factor'"):
+    with pytest.raises(errors.ConfigError, match=r"no setting 'fctor'.*mean 'factor'"):
         Scaled.from_config({"fctor": 1.0})
     with pytest.raises(errors.ConfigError, match="has no 'factor'"):
         Scaled.from_config({"shift": 1.0})
@@ -643,7 +643,7 @@ def test_sublayers_that_cannot_be_built_are_refused_at_build():
         def call(self, x, context):
             return self.dense(x) + context
 
-    with pytest.raises(errors.BuildError, match="left .* unbuilt, and Untraceable.call cannot be traced"):
+    with pytest.raises(errors.BuildError, match=r"left .* unbuilt, and Untraceable\.call cannot be traced"):
         Untraceable().build((None, 4))
 
 
@@ -667,7 +667,7 @@ def test_a_sublayer_where_keras_saves_none_is_refused():
 
     MAKERS.update(makers)
     for where in makers:
-        with pytest.raises(errors.TrackingError, match="Hiding.kept.*neither tracks nor saves"):
+        with pytest.raises(errors.TrackingError, match=r"Hiding\.kept.*neither tracks nor saves"):
             Hiding(where)
 
 
@@ -695,7 +695,7 @@ def test_a_sublayer_that_comes_too_late_is_refused_at_save(tmp_path):
 
 
 def test_bad_classes_are_refused():
-    with pytest.raises(errors.DefinitionError, match="@kustom.part decorates a class"):
+    with pytest.raises(errors.DefinitionError, match=r"@kustom\.part decorates a class"):
         kustom.part(len)  # pyright: ignore
     with pytest.raises(errors.DefinitionError, match="derives from none of Keras's"):
         kustom.part(type("Plain", (), {}))

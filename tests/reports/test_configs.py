@@ -4,6 +4,11 @@ Reports: a config that nobody wrote (hub#926, tensorflow#93378); tuples that com
 keras#19776, #20074, #19305); arrays as settings (tensorflow#41164, keras#8401).
 """
 
+# What Keras says of its own types ("verbose" is text, a call may return None) does not hold, and a part's arguments
+# over a class of Keras are not seen by a type checker.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportOptionalOperand=false
+# pyright: reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false, reportRedeclaration=false
+
 import copy
 import enum
 import pathlib
@@ -16,6 +21,7 @@ from keras import ops
 
 import kustom
 from kustom.errors import KustomError, UnsavableSettingError
+from kustom.typing import ActivationLike
 
 N = ops.convert_to_numpy
 X = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
@@ -32,7 +38,7 @@ class Holds(keras.layers.Layer):
         return x * self.rate
 
 
-def around(layer: Any) -> keras.Model:
+def around(layer: Any) -> Any:
     return keras.Sequential([keras.Input((3,)), layer])
 
 
@@ -45,7 +51,7 @@ def test_settings_come_back(reloaded):
 
 
 def test_a_setting_changed_after_construction_comes_back_changed(reloaded):
-    model = around(Holds(1))
+    model: Any = around(Holds(1))
     model.layers[-1].rate = 0.9
     again = reloaded(model)
     assert again.layers[-1].rate == 0.9
@@ -63,7 +69,7 @@ def test_a_setting_changed_after_construction_comes_back_changed(reloaded):
     ids=["list", "dict", "list in dict", "array"],
 )
 def test_a_setting_changed_in_place_comes_back_changed(made, change, changed, reloaded):
-    model = around(Holds(made))
+    model: Any = around(Holds(made))
     change(model.layers[-1].value)
     np.testing.assert_equal(reloaded(model).layers[-1].value, changed)
 
@@ -71,7 +77,7 @@ def test_a_setting_changed_in_place_comes_back_changed(made, change, changed, re
 @pytest.mark.parametrize("made", [[1, 2], {"a": 1}, np.zeros(2)], ids=["list", "dict", "array"])
 def test_a_setting_is_the_parts_own_whatever_its_giver_does_with_it_later(made, reloaded):
     given = copy.deepcopy(made)
-    model = around(Holds(given))
+    model: Any = around(Holds(given))
     if isinstance(given, np.ndarray):
         given += 1
     else:
@@ -109,12 +115,12 @@ class MutatesByHand(keras.layers.Layer):
 
 @pytest.mark.parametrize("make", [Mutates, MutatesByHand])
 def test_a_setting_that_the_part_itself_changes_is_changed_once_however_often_it_is_loaded(make, reloaded):
-    model = around(make([1], {"a": 1}))
+    model: Any = around(make([1], {"a": 1}))
     for _ in range(3):
         layer = model.layers[-1]
         assert [*layer.sizes] == [1, "extra"]
         assert dict(layer.options) == {"a": 1, "seen": True}
-        model = reloaded(model)
+        model: Any = reloaded(model)
 
 
 @kustom.part
@@ -133,10 +139,10 @@ class Doubles(keras.layers.Layer):
 
 
 def test_a_setting_that_the_part_overwrites_is_overwritten_once_however_often_it_is_loaded(reloaded):
-    model = around(Doubles(3, rate=0.5))
+    model: Any = around(Doubles(3, rate=0.5))
     for _ in range(3):
         assert (model.layers[-1].units, model.layers[-1].rate) == (6, 0.25)
-        model = reloaded(model)
+        model: Any = reloaded(model)
 
 
 @kustom.part
@@ -155,7 +161,7 @@ class FromShape(keras.layers.Layer):
 
 
 def test_a_setting_filled_in_build_leads_to_the_same_part(reloaded):
-    model = around(FromShape())
+    model: Any = around(FromShape())
     again = reloaded(model)
     assert again.layers[-1].units == 4
     np.testing.assert_array_equal(N(again(X)), N(model(X)))
@@ -182,7 +188,7 @@ def heavy(w, *, factor=1.0):
 
 
 def test_settings_of_functions_changed_afterwards_come_back_changed(reloaded):
-    model = keras.Sequential(
+    model: Any = keras.Sequential(
         [keras.Input((3,)), times(), keras.layers.Dense(2, activation=leaky(slope=0.1), kernel_regularizer=heavy())]
     )
     model.compile("sgd", loss=scaled())
@@ -199,7 +205,7 @@ def test_settings_of_functions_changed_afterwards_come_back_changed(reloaded):
 
 
 def test_a_layer_as_a_setting_comes_back_with_its_weights(reloaded):
-    model = around(HoldsLayer(keras.layers.Dense(3)))
+    model: Any = around(HoldsLayer(keras.layers.Dense(3)))
     np.testing.assert_array_equal(N(reloaded(model)(X)), N(model(X)))
 
 
@@ -211,9 +217,24 @@ class HoldsLayer(keras.layers.Layer):
         return self.value(x)
 
 
+@kustom.part
+class Activated(keras.layers.Layer):
+    activation: ActivationLike = None
+
+    def call(self, x):
+        return self.activation(x)
+
+
+def test_a_layer_as_an_activation_comes_back(reloaded):
+    model: Any = around(Activated(keras.layers.LeakyReLU(0.25)))
+    again = reloaded(model)
+    for one in (model, again):
+        np.testing.assert_allclose(N(one(X)), np.where(X > 0, X, 0.25 * X), rtol=1e-6)
+
+
 @pytest.mark.parametrize("function", [ops.tanh, keras.activations.relu, leaky, leaky(slope=0.3)], ids=repr)
 def test_a_function_that_a_file_can_name_comes_back(function, reloaded):
-    model = around(HoldsLayer(function))
+    model: Any = around(HoldsLayer(function))
     np.testing.assert_array_equal(N(reloaded(model)(X)), N(model(X)))
 
 
@@ -285,7 +306,7 @@ def test_what_no_file_can_hold_is_refused_by_parts_of_every_kind(make, kind):
 
 @pytest.mark.parametrize("kind", ["object", "lambda", "set", "enum", "object in list"])
 def test_what_no_file_can_hold_is_refused_before_the_file_is_written_where_it_came_later(kind, reloaded, tmp_path):
-    model = around(Holds(1))
+    model: Any = around(Holds(1))
     model.layers[-1].value = UNSAVABLE[kind]
     with pytest.raises(UnsavableSettingError, match="value"):
         reloaded(model)
@@ -376,7 +397,7 @@ class SeesShapeBehindParent(keras.layers.Layer):
         return self.inner(x)
 
 
-def two_inputs(connect: Any) -> keras.Model:
+def two_inputs(connect: Any) -> Any:
     a, b = keras.Input((3,)), keras.Input((3,))
     return keras.Model([a, b], connect(a, b))
 
@@ -435,7 +456,7 @@ class ShapeInSetup(keras.layers.Layer):
 
 @pytest.mark.parametrize("make", [ShapeArithmetic, ShapeInSetup])
 def test_arithmetic_with_shapes_works_made_and_loaded(make, reloaded):
-    model = around(make())
+    model: Any = around(make())
     np.testing.assert_array_equal(N(reloaded(model)(X)), N(model(X)))
 
 
@@ -509,7 +530,7 @@ class TupledOptimizer(keras.optimizers.SGD):
 
 
 def test_tuples_come_back_in_losses_metrics_and_optimizers(reloaded):
-    model = around(keras.layers.Identity())
+    model: Any = around(keras.layers.Identity())
     model.compile(TupledOptimizer(0.1, bounds=(1, 2)), loss=tupled(weights=(3, 4)), metrics=[TupledMetric(axes=(-1,))])
     before = model.evaluate(X, X + 1, verbose=0)
     again = reloaded(model)
@@ -528,7 +549,7 @@ class HoldsTuple(keras.layers.Layer):
 
 @pytest.mark.parametrize("given", [(2, 3), [2, 3], (np.int64(2), np.int64(3))], ids=["tuple", "list", "numpy scalars"])
 def test_a_field_of_tuples_holds_a_tuple_whatever_it_is_given(given, reloaded):
-    model = around(HoldsTuple(given))
+    model: Any = around(HoldsTuple(given))
     for layer in (model.layers[-1], reloaded(model).layers[-1]):
         assert layer.sizes == (2, 3)
         assert same_type((2, 3), layer.sizes)
@@ -600,7 +621,7 @@ TARGET = np.full((3, 2), 0.5, "float32")
 
 @pytest.mark.parametrize("make", [Pull, pull])
 def test_an_array_in_a_regularizer_comes_back_as_it_was(make, reloaded):
-    model = around(keras.layers.Dense(2, kernel_regularizer=make(target=TARGET)))
+    model: Any = around(keras.layers.Dense(2, kernel_regularizer=make(target=TARGET)))
     again = reloaded(model)
     target = again.layers[-1].kernel_regularizer.target
     assert isinstance(target, np.ndarray)
@@ -611,7 +632,7 @@ def test_an_array_in_a_regularizer_comes_back_as_it_was(make, reloaded):
 
 @pytest.mark.parametrize("make", [Shift, shift])
 def test_an_array_in_a_layer_comes_back_as_it_was(make, reloaded):
-    model = around(make(by=TARGET[:, 0]))
+    model: Any = around(make(by=TARGET[:, 0]))
     again = reloaded(model)
     assert isinstance(again.layers[-1].by, np.ndarray)
     np.testing.assert_array_equal(N(again(X)), N(model(X)))
@@ -624,7 +645,7 @@ def test_an_array_in_an_initializer_comes_back_as_it_was(make, reloaded):
 
 
 def test_arrays_in_losses_metrics_and_constraints_come_back_as_they_were(reloaded):
-    model = around(keras.layers.Dense(2, kernel_constraint=at_most(bound=TARGET)))
+    model: Any = around(keras.layers.Dense(2, kernel_constraint=at_most(bound=TARGET)))
     weights = np.array([1.0, 3.0])
     model.compile("sgd", loss=ClassWeighted(weights), metrics=[weighted_error(weights=weights)])
     y = np.ones((4, 2), "float32")
@@ -689,7 +710,7 @@ def test_a_tensor_comes_back_as_an_array(reloaded):
     ],
 )
 def test_a_numpy_scalar_comes_back_as_pythons(scalar, plain, reloaded):
-    model = around(Holds([scalar, (scalar,)]))
+    model: Any = around(Holds([scalar, (scalar,)]))
     for layer in (model.layers[-1], reloaded(model).layers[-1]):
         assert layer.value == [plain, (plain,)]
         assert type(layer.value[0]) is type(layer.value[1][0]) is type(plain)
@@ -697,12 +718,12 @@ def test_a_numpy_scalar_comes_back_as_pythons(scalar, plain, reloaded):
 
 @pytest.mark.parametrize("number", [np.float32(2), np.int64(2), np.array(2.0), 2, ops.convert_to_tensor(2.0)], ids=repr)
 def test_a_field_of_floats_holds_pythons_whatever_it_is_given(number, reloaded):
-    model = around(Holds(rate=number))
+    model: Any = around(Holds(rate=number))
     for layer in (model.layers[-1], reloaded(model).layers[-1]):
         assert layer.rate == 2.0
         assert type(layer.rate) is float
 
 
 def test_a_setting_of_a_function_holds_pythons_whatever_it_is_given(reloaded):
-    model = around(times(factor=np.float32(2)))
+    model: Any = around(times(factor=np.float32(2)))
     assert type(reloaded(model).layers[-1].factor) is float

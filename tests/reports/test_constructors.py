@@ -5,6 +5,11 @@ layer (keras#19373); a metric whose constructor takes no dtype (tensorflow#34068
 (keras#21702).
 """
 
+# What Keras says of its own types ("verbose" is text, a call may return None) does not hold, and a part's arguments
+# over a class of Keras are not seen by a type checker.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportOptionalOperand=false
+# pyright: reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false, reportRedeclaration=false
+
 from typing import Any
 
 import keras
@@ -20,7 +25,7 @@ X = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
 Y = np.ones((4, 2), "float32")
 
 
-def around(layer: Any) -> keras.Model:
+def around(layer: Any) -> Any:
     return keras.Sequential([keras.Input((3,)), layer])
 
 
@@ -158,7 +163,7 @@ def test_a_functional_model_with_a_constructor_of_its_own_goes_on_training(kind,
 @pytest.mark.parametrize("kind", TOWERS)
 def test_a_functional_model_with_a_constructor_of_its_own_comes_back_inside_another(kind, reloaded):
     x = keras.Input((3,))
-    model = keras.Model(x, TOWERS[kind]()(x))
+    model: Any = keras.Model(x, TOWERS[kind]()(x))
     np.testing.assert_array_equal(N(reloaded(model)(X)), N(model(X)))
 
 
@@ -272,7 +277,7 @@ OVER_KERAS = {
 
 @pytest.mark.parametrize("kind", OVER_KERAS)
 def test_a_part_over_a_layer_of_keras_comes_back_whole(kind, reloaded):
-    model = around(OVER_KERAS[kind]())
+    model: Any = around(OVER_KERAS[kind]())
     again = reloaded(model)
     assert again.layers[-1].get_config() == model.layers[-1].get_config()
     np.testing.assert_array_equal(N(again(X)), N(model(X)))
@@ -280,12 +285,12 @@ def test_a_part_over_a_layer_of_keras_comes_back_whole(kind, reloaded):
 
 @pytest.mark.parametrize("kind", OVER_KERAS)
 def test_a_part_over_a_layer_of_keras_comes_back_whole_from_its_second_file(kind, reloaded):
-    model = around(OVER_KERAS[kind]())
+    model: Any = around(OVER_KERAS[kind]())
     np.testing.assert_array_equal(N(reloaded(reloaded(model))(X)), N(model(X)))
 
 
 def test_what_a_base_was_told_later_comes_back(reloaded):
-    model = around(Fixed(2))
+    model: Any = around(Fixed(2))
     model.layers[-1].activation = keras.activations.tanh
     model.layers[-1].trainable = False
     again = reloaded(model)
@@ -330,7 +335,7 @@ class GainedAttention(keras.layers.MultiHeadAttention):
 )
 def test_a_part_over_a_layer_of_sequences_comes_back_whole(connect, reloaded):
     x = keras.Input((4, 3))
-    model = keras.Model(x, connect(x))
+    model: Any = keras.Model(x, connect(x))
     sequences = np.random.default_rng(1).normal(size=(2, 4, 3)).astype("float32")
     np.testing.assert_array_equal(N(reloaded(model)(sequences)), N(model(sequences)))
 
@@ -402,7 +407,7 @@ def test_a_build_that_forgets_the_weights_of_its_base_is_refused(make, shape):
 def test_a_build_that_forgets_weights_which_its_call_does_not_need_comes_back_or_is_refused(make, reloaded):
     sequences = np.ones((2, 4, 3), "float32")
     try:
-        model = keras.Sequential([keras.Input((4, 3)), make()])
+        model: Any = keras.Sequential([keras.Input((4, 3)), make()])
         again = reloaded(model)
     except KustomError:
         return
@@ -473,7 +478,7 @@ def test_one_more_setting_over_other_classes_of_keras_comes_back(reloaded):
         kernel_regularizer=Strong(0.1, times=3.0),
         kernel_constraint=Clipped(2.0, floor=0.125),
     )
-    model = around(layer)
+    model: Any = around(layer)
     model.compile(Halving(0.1, momentum=0.5, share=0.25), loss=ScaledHuber(0.5, scale=4.0))
     model.fit(X, Y, verbose=0)
     again = reloaded(model)
@@ -490,15 +495,15 @@ def test_one_more_setting_over_other_classes_of_keras_comes_back(reloaded):
 
 
 def test_the_delta_of_a_loss_of_keras_comes_back(reloaded):
-    model = around(keras.layers.Dense(2))
+    model: Any = around(keras.layers.Dense(2))
     model.compile("sgd", loss=ScaledHuber(0.125, scale=4.0))
     np.testing.assert_allclose(reloaded(model).evaluate(X, Y, verbose=0), model.evaluate(X, Y, verbose=0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
 def test_a_loss_whose_constructor_takes_no_reduction_comes_back(reduction, reloaded):
-    model = around(keras.layers.Dense(2))
-    loss = ShortHuber(0.125)
+    model: Any = around(keras.layers.Dense(2))
+    loss: Any = ShortHuber(0.125)
     loss.reduction = reduction
     model.compile("sgd", loss=loss)
     again = reloaded(model)
@@ -522,7 +527,7 @@ class ShortLayer(keras.layers.Layer):
 
 
 def test_a_layer_whose_constructor_takes_no_name_comes_back(reloaded):
-    model = around(ShortLayer(2))
+    model: Any = around(ShortLayer(2))
     model.layers[-1].trainable = False
     again = reloaded(model)
     assert again.layers[-1].trainable is False
@@ -602,7 +607,7 @@ class InnerTotal(keras.metrics.Metric):
 )
 def test_a_metric_whose_result_is_a_variable_counts_each_evaluation_anew(make, expected, reloaded):
     x = np.ones((6, 1), "float32")
-    model = keras.Sequential([keras.Input((1,)), keras.layers.Identity()])
+    model: Any = keras.Sequential([keras.Input((1,)), keras.layers.Identity()])
     model.compile("sgd", "mse", metrics=[make()])
     for one in (model, reloaded(model)):
         assert [one.evaluate(x, x, batch_size=2, verbose=0)[1] for _ in range(2)] == [expected, expected]
@@ -611,15 +616,15 @@ def test_a_metric_whose_result_is_a_variable_counts_each_evaluation_anew(make, e
 @pytest.mark.parametrize("make", [Total, lambda: ScaledTotal(2.0), FieldTotal, InnerTotal])
 def test_a_metric_whose_result_is_a_variable_is_shown_by_fit(make):
     x = np.ones((6, 1), "float32")
-    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
-    metric = make()
+    model: Any = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    metric: Any = make()
     model.compile("sgd", "mse", metrics=[metric])
     assert metric.name in model.fit(x, x, epochs=2, batch_size=2, verbose=0).history
 
 
 @pytest.mark.parametrize("make", [Total, lambda: ScaledTotal(2.0), FieldTotal, InnerTotal])
 def test_the_result_of_a_metric_is_a_tensor_of_its_moment(make):
-    metric = make()
+    metric: Any = make()
     metric.update_state(np.ones(2, "float32"), np.ones(2, "float32"))
     result = metric.result()
     assert not isinstance(result, keras.Variable)
@@ -646,7 +651,7 @@ class DictOfVariables(keras.metrics.Metric):
 
 def test_a_metric_whose_result_is_a_dict_of_variables_is_shown_by_name(reloaded):
     x = np.array([[-1.0], [2.0], [3.0]], "float32")
-    model = keras.Sequential([keras.Input((1,)), keras.layers.Identity()])
+    model: Any = keras.Sequential([keras.Input((1,)), keras.layers.Identity()])
     model.compile("sgd", "mse", metrics=[DictOfVariables()])
     for one in (model, reloaded(model)):
         shown = one.evaluate(x, x, verbose=0, return_dict=True)
@@ -671,13 +676,13 @@ class OwnMetric(keras.Model):
 
 def test_a_metric_of_a_model_whose_result_is_a_variable_is_shown_by_fit(reloaded):
     x = np.ones((6, 1), "float32")
-    model = OwnMetric()
+    model: Any = OwnMetric()
     model.compile("sgd", "mse")
     assert model.fit(x, x, epochs=2, batch_size=2, verbose=0).history["seen"] == [6.0, 6.0]
     assert reloaded(model).evaluate(x, x, batch_size=2, verbose=0, return_dict=True)["seen"] == 6.0
 
 
 def test_the_dtype_of_a_metric_whose_constructor_takes_none_comes_back(reloaded):
-    model = keras.Sequential([keras.Input((1,)), keras.layers.Identity()])
+    model: Any = keras.Sequential([keras.Input((1,)), keras.layers.Identity()])
     model.compile("sgd", "mse", metrics=[Total()])
     assert reloaded(model)._compile_metrics._user_metrics[0].dtype == Total().dtype

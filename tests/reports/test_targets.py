@@ -4,6 +4,11 @@ Reports: targets (n,) beside predictions (n, 1) (keras#19662, tensorflow#28901);
 (keras#18829, #18818, #21908); a loss that returns one number (tensorflow#42446, keras#19740).
 """
 
+# What Keras says of its own types ("verbose" is text, a call may return None) does not hold, and a part's arguments
+# over a class of Keras are not seen by a type checker.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportOptionalOperand=false
+# pyright: reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false, reportRedeclaration=false
+
 from typing import Any
 
 import keras
@@ -20,9 +25,9 @@ COLUMN = np.array([[0.1], [0.9], [0.8], [0.3]], "float32")
 MSE = 0.0375
 
 
-def identity(*shape: int, loss: Any = None, metrics: Any = None, **compiled: Any) -> keras.Model:
+def identity(*shape: int, loss: Any = None, metrics: Any = None, **compiled: Any) -> Any:
     """A model whose predictions are its inputs."""
-    model = keras.Sequential([keras.Input(shape), keras.layers.Identity()])
+    model: Any = keras.Sequential([keras.Input(shape), keras.layers.Identity()])
     model.compile("sgd", loss=loss or "mse", metrics=metrics, **compiled)
     return model
 
@@ -100,20 +105,20 @@ METRICS = [square_metric, square_ratio, square_sums, SquareMetric, SquareMean]
 
 @pytest.mark.parametrize("make", LOSSES)
 def test_flat_targets_meet_the_prediction_of_their_sample_in_a_loss(make, reloaded):
-    model = identity(1, loss=make())
+    model: Any = identity(1, loss=make())
     for one in (model, reloaded(model)):
         np.testing.assert_allclose(one.evaluate(COLUMN, FLAT, verbose=0), MSE, rtol=1e-5)
 
 
 @pytest.mark.parametrize("make", METRICS)
 def test_flat_targets_meet_the_prediction_of_their_sample_in_a_metric(make, reloaded):
-    model = identity(1, metrics=[make()])
+    model: Any = identity(1, metrics=[make()])
     for one in (model, reloaded(model)):
         np.testing.assert_allclose(one.evaluate(COLUMN, FLAT, verbose=0), [MSE, MSE], rtol=1e-5)
 
 
 def test_flat_targets_reach_a_loss_of_keras_inside_aligned(reloaded):
-    model = identity(1, loss=CrossEntropy())
+    model: Any = identity(1, loss=CrossEntropy())
     expected = float(keras.losses.BinaryCrossentropy()(FLAT[:, None], COLUMN))
     for one in (model, reloaded(model)):
         np.testing.assert_allclose(one.evaluate(COLUMN, FLAT, verbose=0), expected, rtol=1e-5)
@@ -126,7 +131,7 @@ def test_column_targets_meet_flat_predictions_in_a_loss(make):
 
 @pytest.mark.parametrize("make", METRICS)
 def test_column_targets_meet_flat_predictions_in_a_metric(make):
-    metric = make()
+    metric: Any = make()
     metric.update_state(FLAT[:, None], COLUMN[:, 0])
     np.testing.assert_allclose(N(metric.result()), MSE, rtol=1e-5)
 
@@ -161,7 +166,7 @@ class Agreement(keras.metrics.Metric):
 @pytest.mark.parametrize("dtype", ["int32", "uint8", "bool"])
 @pytest.mark.parametrize("make", [agreement, Agreement])
 def test_flat_integer_and_boolean_targets_meet_their_prediction(make, dtype):
-    metric = make()
+    metric: Any = make()
     metric.update_state(np.array([0, 1, 1, 1]).astype(dtype), COLUMN)
     assert float(metric.result()) == 0.75
 
@@ -216,14 +221,14 @@ STEPS_PRED = STEPS_TRUE[..., None] + 0.5
 
 @pytest.mark.parametrize("make", LOSSES)
 def test_a_target_a_time_step_meets_the_prediction_of_its_step_in_a_loss(make, reloaded):
-    model = identity(3, 1, loss=make())
+    model: Any = identity(3, 1, loss=make())
     for one in (model, reloaded(model)):
         np.testing.assert_allclose(one.evaluate(STEPS_PRED, STEPS_TRUE, verbose=0), 0.25, rtol=1e-5)
 
 
 @pytest.mark.parametrize("make", METRICS)
 def test_a_target_a_time_step_meets_the_prediction_of_its_step_in_a_metric(make):
-    metric = make()
+    metric: Any = make()
     metric.update_state(STEPS_TRUE, STEPS_PRED)
     np.testing.assert_allclose(float(metric.result()), 0.25, rtol=1e-5)
 
@@ -254,7 +259,7 @@ def test_class_labels_beside_as_many_classes_are_counted_in_a_metric():
 def test_flat_targets_train_as_column_targets_do(make):
     weights = []
     for targets in (FLAT, FLAT[:, None]):
-        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="ones")])
+        model: Any = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="ones")])
         model.compile(keras.optimizers.SGD(0.1), make())
         model.fit(COLUMN, targets, shuffle=False, batch_size=2, verbose=0)
         weights.append(N(model.weights[0]))
@@ -332,9 +337,9 @@ MASKED_LOSSES = [absolute, AbsoluteLoss]
 MASKED_METRICS = [absolute_metric, absolute_ratio, absolute_sums, AbsoluteMetric, AbsoluteMean]
 
 
-def masked(*, loss: Any = None, metrics: Any = None) -> keras.Model:
+def masked(*, loss: Any = None, metrics: Any = None) -> Any:
     """log(x) of steps of which those at -1 are masked, so that their predictions are NaN."""
-    model = keras.Sequential([keras.Input((3, 1)), keras.layers.Masking(-1.0), logarithm()])
+    model: Any = keras.Sequential([keras.Input((3, 1)), keras.layers.Masking(-1.0), logarithm()])
     model.compile("sgd", loss=loss or absolute(), weighted_metrics=metrics)
     return model
 
@@ -346,7 +351,7 @@ ZEROS = np.zeros((2, 3, 1), "float32")
 
 @pytest.mark.parametrize("make", MASKED_LOSSES)
 def test_a_masked_nan_has_no_effect_on_a_loss(make, reloaded):
-    model = masked(loss=make())
+    model: Any = masked(loss=make())
     for one in (model, reloaded(model)):
         np.testing.assert_allclose(one.evaluate(MASKED_X[:1], ZEROS[:1], verbose=0), 2.0, rtol=1e-5)
         np.testing.assert_allclose(one.evaluate(MASKED_X, ZEROS, verbose=0), 2.0, rtol=1e-5)
@@ -354,14 +359,14 @@ def test_a_masked_nan_has_no_effect_on_a_loss(make, reloaded):
 
 @pytest.mark.parametrize("make", MASKED_METRICS)
 def test_a_masked_nan_has_no_effect_on_a_metric(make, reloaded):
-    model = masked(metrics=[make()])
+    model: Any = masked(metrics=[make()])
     for one in (model, reloaded(model)):
         np.testing.assert_allclose(one.evaluate(MASKED_X, ZEROS, verbose=0), [2.0, 2.0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("make", MASKED_METRICS)
 def test_a_masked_nan_has_no_effect_on_a_metric_without_weights(make):
-    model = keras.Sequential([keras.Input((3, 1)), keras.layers.Masking(-1.0), logarithm()])
+    model: Any = keras.Sequential([keras.Input((3, 1)), keras.layers.Masking(-1.0), logarithm()])
     model.compile("sgd", loss=absolute(), metrics=[make()])
     np.testing.assert_allclose(model.evaluate(MASKED_X, ZEROS, verbose=0), [2.0, 2.0], rtol=1e-5)
 
@@ -388,7 +393,7 @@ def test_a_metric_of_which_all_is_masked_is_zero(make):
 @pytest.mark.parametrize("make", MASKED_METRICS)
 def test_a_metric_goes_on_after_a_batch_of_which_all_is_masked(make):
     x = np.concatenate([np.full((2, 3, 1), -1.0, "float32"), MASKED_X])
-    model = masked(metrics=[make()])
+    model: Any = masked(metrics=[make()])
     result = model.evaluate(x, np.zeros((4, 3, 1), "float32"), batch_size=2, verbose=0)
     np.testing.assert_allclose(result[1], 2.0, rtol=1e-5)
 
@@ -407,7 +412,7 @@ NAN_SAMPLE = np.array([[[1.0], [2.0], [3.0]], [[np.nan], [np.nan], [np.nan]]], "
 @pytest.mark.parametrize("make", MASKED_LOSSES)
 def test_a_nan_that_weighs_nothing_has_no_effect_on_a_loss(make, weights):
     y_pred = NAN_SAMPLE if "sample" in weights else NAN_STEPS
-    loss = make(reduction="mean_with_sample_weight")
+    loss: Any = make(reduction="mean_with_sample_weight")
     np.testing.assert_allclose(float(loss(ZEROS, y_pred, sample_weight=WEIGHTS[weights])), 2.0, rtol=1e-5)
 
 
@@ -415,14 +420,14 @@ def test_a_nan_that_weighs_nothing_has_no_effect_on_a_loss(make, weights):
 @pytest.mark.parametrize("make", MASKED_METRICS)
 def test_a_nan_that_weighs_nothing_has_no_effect_on_a_metric(make, weights):
     y_pred = NAN_SAMPLE if "sample" in weights else NAN_STEPS
-    metric = make()
+    metric: Any = make()
     metric.update_state(ZEROS, y_pred, sample_weight=WEIGHTS[weights])
     np.testing.assert_allclose(float(metric.result()), 2.0, rtol=1e-5)
 
 
 @pytest.mark.parametrize("make", MASKED_LOSSES)
 def test_a_loss_of_which_nothing_weighs_is_zero(make):
-    loss = make(reduction="mean_with_sample_weight")
+    loss: Any = make(reduction="mean_with_sample_weight")
     assert float(loss(ZEROS, np.full_like(ZEROS, np.nan), sample_weight=np.zeros(2, "float32"))) == 0.0
 
 
@@ -437,7 +442,7 @@ def test_a_nan_that_weighs_nothing_leaves_the_gradient_as_it_is_without_its_samp
     trained = []
     for count in (3, 2):
         start = keras.initializers.Constant(3.0)
-        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer=start)])
+        model: Any = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer=start)])
         model.compile(keras.optimizers.SGD(0.1), make(reduction="sum"))
         weight = np.array([1.0, 1.0, 0.0], "float32")
         model.fit(x[:count], y[:count], sample_weight=weight[:count], shuffle=False, verbose=0)
@@ -452,7 +457,7 @@ def test_a_masked_nan_target_leaves_the_training_as_it_is_without_its_step(make)
     y = np.array([[[2.0], [np.nan], [2.0]]], "float32")
     trained = []
     for steps in ([0, 1, 2], [0, 2]):
-        model = keras.Sequential(
+        model: Any = keras.Sequential(
             [keras.Input((None, 1)), keras.layers.Masking(-1.0), keras.layers.Dense(1, kernel_initializer="ones")]
         )
         model.compile(keras.optimizers.SGD(0.1), make())
@@ -468,7 +473,7 @@ def test_a_target_outside_the_losss_domain_has_no_effect_where_it_weighs_nothing
 
 
 def test_a_label_out_of_range_has_no_effect_where_it_is_masked():
-    model = keras.Sequential([keras.Input((3, 2)), keras.layers.Masking(-1.0), keras.layers.Activation("softmax")])
+    model: Any = keras.Sequential([keras.Input((3, 2)), keras.layers.Masking(-1.0), keras.layers.Activation("softmax")])
     model.compile("sgd", loss=class_loss(), weighted_metrics=[class_hit()])
     x = np.array([[[0.0, 0.0], [-1.0, -1.0], [0.0, 0.0]]], "float32")
     loss, hit = model.evaluate(x, np.array([[0, -100, 0]]), verbose=0)
@@ -476,7 +481,7 @@ def test_a_label_out_of_range_has_no_effect_where_it_is_masked():
 
 
 def test_a_mask_and_weights_a_step_work_together(reloaded):
-    model = masked(loss=absolute(), metrics=[absolute_metric()])
+    model: Any = masked(loss=absolute(), metrics=[absolute_metric()])
     weight = np.array([[1.0, 1.0, 0.0], [1.0, 3.0, 1.0]], "float32")
     # What counts: 1 with the weight 1, 2 with the weight 3.
     for one in (model, reloaded(model)):
@@ -568,9 +573,9 @@ def test_a_loss_that_returns_one_number_is_refused_for_flat_predictions(make):
 
 @pytest.mark.parametrize("make", SCALARS)
 def test_a_loss_that_returns_one_number_is_refused_in_fit(make):
+    model: Any = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", make())
     with pytest.raises(ShapeError):
-        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
-        model.compile("sgd", make())
         model.fit(Y_PRED, Y_TRUE, verbose=0)
 
 
@@ -600,7 +605,7 @@ PER_SAMPLE = [square_mean, square_entries, SquareLoss]
 
 @pytest.mark.parametrize("make", PER_SAMPLE)
 def test_weights_pick_samples_whatever_the_batches(make, reloaded):
-    model = identity(1, loss=make())
+    model: Any = identity(1, loss=make())
     for one in (model, reloaded(model)):
         for batch_size in (4, 2, 1):
             result = one.evaluate(Y_PRED, Y_TRUE, sample_weight=PICKS, batch_size=batch_size, verbose=0)
@@ -614,7 +619,7 @@ def test_without_a_reduction_there_is_one_value_a_sample(make):
 
 @pytest.mark.parametrize("make", PER_SAMPLE)
 def test_a_reduction_comes_back(make, reloaded):
-    model = identity(1, loss=make(reduction="sum"))
+    model: Any = identity(1, loss=make(reduction="sum"))
     assert reloaded(model).loss.reduction == "sum"
 
 
@@ -622,7 +627,7 @@ def test_class_weights_pick_samples():
     x = np.array([[1.0], [1.0], [3.0]], "float32")
     trained = []
     for count, weights in ((3, {0: 1.0, 1: 0.0}), (2, None)):
-        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="ones")])
+        model: Any = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="ones")])
         model.compile(keras.optimizers.SGD(0.1), cast_square(reduction="sum"))
         model.fit(x[:count], np.array([0, 0, 1])[:count], class_weight=weights, shuffle=False, verbose=0)
         trained.append(N(model.weights[0]))

@@ -7,9 +7,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from roundtrip import parts
 
 from kustom import textbook as tb
+from roundtrip import parts
 
 X = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
 Y = X[:, :1] * 2 - 0.5
@@ -86,7 +86,7 @@ MODELS: dict[str, Callable[[], Any]] = {
 
 def targets_of(name: str) -> Any:
     """What the model is trained on."""
-    return {output: Y for output in ("huber_fn", "create_huber", "HuberLoss", "pinball")} if name == "losses" else Y
+    return dict.fromkeys(("huber_fn", "create_huber", "HuberLoss", "pinball"), Y) if name == "losses" else Y
 
 
 def trained(name: str) -> Any:

@@ -12,9 +12,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from roundtrip import parts
 
 from kustom import textbook
+from roundtrip import parts
 
 USED = (parts, textbook)
 

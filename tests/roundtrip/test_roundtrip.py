@@ -15,10 +15,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from roundtrip import models, parts
-from roundtrip.reload import report
 
 from kustom import textbook
+from roundtrip import models, parts
+from roundtrip.reload import report
 
 HERE = Path(__file__).parent
 BACKEND = keras.backend.backend()
@@ -60,9 +60,9 @@ def _compare(reports: dict[str, Any], again: dict[str, Any], tolerance: float) -
 
 
 def _settings(config: Any) -> Any:
-    """A config without what is of the process and not of the part: the numbers of shared objects, an optimizer's module."""
+    """A config without what is not of the part: the numbers of shared objects, and where Keras keeps its optimizers."""
     if isinstance(config, dict):
-        of_process = {"shared_object_id"} | ({"module"} if str(config.get("module")).startswith("keras.src.") else set())
+        of_process = {"shared_object_id"} | ({"module"} if str(config.get("module")).startswith("keras") else set())
         return {key: _settings(value) for key, value in config.items() if key not in of_process}
     return [_settings(value) for value in config] if isinstance(config, list) else config
 

@@ -212,9 +212,9 @@ def _shown(value: Any) -> str:
 
 def _apply(converter: Converter, value: Any) -> Any:
     if isinstance(value, str) and converter.family is not None:
-        part = naming.find(value, converter.family)
+        part: Any = naming.find(value, converter.family)
         if part is not None:
-            return part() if inspect.isclass(part) else part
+            return part() if isinstance(part, type) else part
     value = value() if _is_bare_part(value) else value
     try:
         held = converter.function(value)
