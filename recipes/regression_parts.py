@@ -144,6 +144,7 @@ class TableRegressor(keras.Model):
     frequencies: int = 8
     dropout: float = 0.1
     gain: float = 1.0
+    normed: bool = True
     hidden_regularizer: RegularizerLike = None
     deep_regularizer: RegularizerLike = None
     wide_regularizer: RegularizerLike = None
@@ -171,7 +172,7 @@ class TableRegressor(keras.Model):
         z = self.first(z)
         for block in self.residual:
             z = block(z, training=training)
-        return self.wide(x) + self.deep(swish(self.norm(z)))
+        return self.wide(x) + self.deep(swish(self.norm(z) if self.normed else z))
 
 
 def network_for(rows: int, numeric: int) -> TableRegressor:

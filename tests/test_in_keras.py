@@ -134,6 +134,11 @@ def test_lora(trip):
     _same(part, trip(part))
 
 
+# `Model.quantize` warns of every layer that it leaves as it is.
+leaves_layers = pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
+
+
+@leaves_layers
 def test_quantize(trip):
     model = _model()
     before = model.predict(X, verbose=0)
@@ -144,6 +149,7 @@ def test_quantize(trip):
     _same(model, trip(model))
 
 
+@leaves_layers
 def test_a_part_that_quantizing_would_bypass_is_left_as_it_is():
     model = keras.Sequential([keras.Input((8,)), Gained(8, gain=2.0)])
     before = model.predict(X, verbose=0)
@@ -171,10 +177,12 @@ def test_export_of_a_saved_model(tmp_path):
 
     model = _model()
     model.export(tmp_path / "exported", verbose=False)
-    served = tf.saved_model.load(str(tmp_path / "exported")).serve(X)
-    np.testing.assert_allclose(served, model.predict(X, verbose=0), rtol=1e-4, atol=1e-5)
+    served = tf.saved_model.load(str(tmp_path / "exported"))
+    np.testing.assert_allclose(served.serve(X), model.predict(X, verbose=0), rtol=1e-4, atol=1e-5)
 
 
+# What a converter says of its own trace is not of the part.
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(BACKEND == "jax", reason="JAX's converter brings forty packages and is left out")
 def test_export_to_onnx(tmp_path):
     pytest.importorskip("onnxscript" if BACKEND == "torch" else "tf2onnx")

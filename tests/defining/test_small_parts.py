@@ -24,7 +24,7 @@ def leaky(x, *, slope: float = 0.01):
 
 
 @kustom.initializer
-def normal(shape, dtype, *, stddev=1.0, seed=None):
+def gaussian(shape, dtype, *, stddev=1.0, seed=None):
     return keras.random.normal(shape, stddev=stddev, dtype=dtype, seed=seed)
 
 
@@ -157,30 +157,30 @@ def test_unknown_settings_of_an_activation():
 
 
 def test_two_draws_of_one_part_differ_and_a_new_part_repeats_them():
-    first, second = normal(seed=3), normal(seed=3)
+    first, second = gaussian(seed=3), gaussian(seed=3)
     a, b = _numpy(first((4, 4))), _numpy(first((4, 4)))
     assert not np.allclose(a, b)
     np.testing.assert_array_equal(a, _numpy(second((4, 4))))
     np.testing.assert_array_equal(b, _numpy(second((4, 4))))
-    np.testing.assert_array_equal(a, _numpy(normal((4, 4), seed=3)))
+    np.testing.assert_array_equal(a, _numpy(gaussian((4, 4), seed=3)))
 
 
 def test_without_a_seed_two_parts_differ_and_the_global_seed_repeats_them():
     keras.utils.set_random_seed(5)
-    a, b = _numpy(normal()((4,))), _numpy(normal()((4,)))
+    a, b = _numpy(gaussian()((4,))), _numpy(gaussian()((4,)))
     keras.utils.set_random_seed(5)
     assert not np.allclose(a, b)
-    np.testing.assert_array_equal(a, _numpy(normal()((4,))))
+    np.testing.assert_array_equal(a, _numpy(gaussian()((4,))))
 
 
 def test_a_seed_generator_moves_on_by_itself(trip):
-    part = normal(seed=keras.random.SeedGenerator(7))
+    part = gaussian(seed=keras.random.SeedGenerator(7))
     assert not np.allclose(_numpy(part((4,))), _numpy(part((4,))))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_values_have_the_shape_and_dtype_asked_for(dtype):
-    for part in (normal(), filled(value=2.0), shapely()):
+    for part in (gaussian(), filled(value=2.0), shapely()):
         values = part((2, 3), dtype)
         assert tuple(values.shape) == (2, 3)
         assert keras.backend.standardize_dtype(values.dtype) == dtype
@@ -192,7 +192,7 @@ def test_another_shape_is_refused():
         transposed()((2, 3))
 
 
-@pytest.mark.parametrize("identifier", [normal, normal(seed=1), filled(value=0.5)], ids=repr)
+@pytest.mark.parametrize("identifier", [gaussian, gaussian(seed=1), filled(value=0.5)], ids=repr)
 def test_a_layer_takes_and_saves_an_initializer(identifier, trip):
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, kernel_initializer=identifier)])
     loaded = trip(model).layers[0].kernel_initializer
@@ -201,13 +201,13 @@ def test_a_layer_takes_and_saves_an_initializer(identifier, trip):
 
 
 def test_a_registered_name_works_as_text_for_an_initializer():
-    layer = keras.layers.Dense(2, kernel_initializer=keras.saving.get_registered_name(normal))
+    layer = keras.layers.Dense(2, kernel_initializer=keras.saving.get_registered_name(gaussian))
     layer.build((None, 3))
-    assert isinstance(layer.kernel_initializer, normal)
+    assert isinstance(layer.kernel_initializer, gaussian)
 
 
 def test_copies_of_an_initializer_go_on_from_where_it_is():
-    part = normal(seed=1)
+    part = gaussian(seed=1)
     part((2,))
     twin = copy.deepcopy(part)
     np.testing.assert_array_equal(_numpy(part((3,))), _numpy(twin((3,))))

@@ -289,9 +289,15 @@ def test_a_part_over_a_layer_of_keras_comes_back_whole_from_its_second_file(kind
     np.testing.assert_array_equal(N(reloaded(reloaded(model))(X)), N(model(X)))
 
 
-def test_what_a_base_was_told_later_comes_back(reloaded):
+def test_what_the_constructor_fixes_cannot_be_changed_in_silence(reloaded):
     model: Any = around(Fixed(2))
     model.layers[-1].activation = keras.activations.tanh
+    with pytest.raises(KustomError, match="'activation' is fixed by the constructor"):
+        reloaded(model)
+
+
+def test_what_a_base_was_told_later_comes_back(reloaded):
+    model: Any = around(Fixed(2))
     model.layers[-1].trainable = False
     again = reloaded(model)
     assert again.layers[-1].trainable is False

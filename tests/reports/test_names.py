@@ -1,7 +1,7 @@
 """What a part is found by, and what it is made of: its own name, and no value that no file holds.
 
 Reports: two classes under one name (keras#20406, #15192, #22779); a parameter in a closure (keras#7993, #20333,
-tensorflow#53606). What a caller's own `custom_objects` mean belongs to `kustom.load`.
+tensorflow#53606). What a caller's own mapping of names means belongs to `kustom.load`.
 """
 
 # What Keras says of its own types ("verbose" is text, a call may return None) does not hold, and a part's arguments
@@ -274,23 +274,6 @@ def with_attribute_of_base(factor):
     return AttributeOfBaseGate
 
 
-def with_another_body(factor):
-    if factor > 0:
-
-        @kustom.part
-        class BodyGate(keras.layers.Layer):
-            def call(self, x):
-                return x * 2.0
-    else:
-
-        @kustom.part
-        class BodyGate(keras.layers.Layer):
-            def call(self, x):
-                return x * -7.0
-
-    return BodyGate
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -300,7 +283,6 @@ def with_another_body(factor):
         with_method_default,
         with_partial_method,
         with_class_of_values,
-        with_another_body,
     ],
 )
 def test_one_function_that_makes_two_different_parts_is_refused_or_each_file_is_its_own(make, reloaded):

@@ -397,27 +397,6 @@ def test_a_sublayer_that_keras_would_not_save_is_tracked_or_refused_with_the_att
 
 
 @kustom.part
-class GrowsInCall(keras.layers.Layer):
-    def setup(self) -> None:
-        self.grown = [dense()]
-
-    def call(self, x):
-        if len(self.grown) < 2:
-            self.grown.append(dense())
-        return self.grown[1](self.grown[0](x))
-
-
-def test_a_sublayer_that_comes_in_the_call_is_kept_or_refused_before_the_file_is_written(reloaded):
-    try:
-        model: Any = keras.Sequential([GrowsInCall()])
-        y = N(model(X))
-        again = reloaded(model)
-    except KustomError:
-        return
-    np.testing.assert_array_equal(N(again(X)), y)
-
-
-@kustom.part
 class AppendedLater(keras.layers.Layer):
     def setup(self) -> None:
         self.rows = [[dense()]]

@@ -81,6 +81,7 @@ RESERVED: dict[type, frozenset[str]] = {
 # The bases whose own constructor arguments are the common ones (`name`, `dtype`, ...), from the most special on. An
 # optimizer's base is none of them: its `learning_rate` is an argument of its own.
 ROOTS: dict[type, tuple[str, ...]] = {
+    keras.Sequential: ("name", "trainable"),
     keras.Model: ("name", "trainable", "dtype"),
     keras.layers.Layer: ("name", "trainable", "dtype", "autocast", "activity_regularizer"),
     keras.losses.Loss: ("name", "reduction", "dtype"),

@@ -17,12 +17,13 @@ from keras import ops
 
 from kustom.backends import keras as private
 from kustom.defining import call_state, data
-from kustom.defining.kinds import CheckedLoss, fold_seed
+from kustom.defining.kinds import CheckedLoss, folded_seeds
 from kustom.errors import BuildError, ShapeError, TrackingError, hide_frames
 
 __all__ = ["check_tracking", "install"]
 
 _BUILDING = "_kustom_building"
+_BUILT = "_kustom_built"
 _CHILDREN = "_kustom_children"
 
 
@@ -68,6 +69,12 @@ def _metric_update(cls: Any, written: Callable[..., Any]) -> Callable[..., Any]:
         if takes_weight:
             given["sample_weight"] = _merged(pair)
         inputs = {"y_true": pair.y_true, "y_pred": pair.y_pred}
+
+        def updated(y_true: Any, y_pred: Any) -> Any:
+            written(self, y_true, y_pred)
+            return y_pred
+
+        data.refuse_broadcast(updated, pair.y_true, pair.y_pred, self.name)
         return data.call(lambda *two, **named: written(self, *two, **named), self.name, inputs, given)
 
     return update_state
@@ -88,7 +95,7 @@ def _metric_result(cls: Any, written: Callable[..., Any]) -> Callable[..., Any]:
     def result(self: Any) -> Any:
         # On JAX a compiled function cannot return a Variable.
         return keras.tree.map_structure(
-            lambda x: ops.convert_to_tensor(x.value if isinstance(x, keras.Variable) else x), written(self)
+            lambda x: ops.copy(x.value) if isinstance(x, keras.Variable) else ops.convert_to_tensor(x), written(self)
         )
 
     return result
@@ -127,14 +134,8 @@ def _initializer_call(cls: Any, written: Callable[..., Any]) -> Callable[..., An
     def __call__(self: Any, shape: Any, dtype: Any = None, **kwargs: Any) -> Any:
         draw = vars(self).get("_kustom_draws", 0)
         object.__setattr__(self, "_kustom_draws", draw + 1)
-        seed = vars(self).get("seed")
-        if draw and isinstance(seed, int):
-            object.__setattr__(self, "seed", fold_seed(seed, draw))
-        try:
+        with folded_seeds([self, *vars(self).values()], draw):
             values = data.tensor(written(self, tuple(shape), dtype, **kwargs))
-        finally:
-            if draw and isinstance(seed, int):
-                object.__setattr__(self, "seed", seed)
         if tuple(values.shape) != tuple(shape):
             raise ShapeError(f"{cls.__name__} was asked for the shape {tuple(shape)} and returned {tuple(values.shape)}.")
         return ops.cast(values, private.standardize_dtype(dtype or keras.config.floatx()))
@@ -178,15 +179,16 @@ def _build(cls: Any, written: Callable[..., None]) -> Callable[..., None]:
             _quantize_as(child, recorded)
         try:
             if default:
-                # Keras marks the layer as built, whatever its sublayers are.
+                # All that Keras's does is to mark the layer as built, with a warning where a sublayer is not.
                 _build_children(self, shapes, named_shapes)
-                written(self, *shapes, **named_shapes)
+                self.built = True
             else:
                 written(self, *shapes, **named_shapes)
                 check_tracking(self)
                 _build_children(self, shapes, named_shapes)
                 _check_base_built(self)
             check_tracking(self)
+            object.__setattr__(self, _BUILT, [id(layer) for layer in self._flatten_layers(include_self=False, recursive=False)])
         finally:
             object.__setattr__(self, _BUILDING, False)
 
@@ -213,7 +215,7 @@ def _build_children(self: Any, shapes: tuple[Any, ...], named_shapes: dict[str, 
     """
     for child, recorded in _recorded(self):
         _quantize_as(child, recorded)
-        if not child.built and recorded.get("build_config"):
+        if not child.built and recorded.get("build_config") and not _builds_by_call(child):
             child.build_from_config(_tuples(recorded["build_config"]))
             child.built = True
     vars(self).pop(_CHILDREN, None)
@@ -242,6 +244,11 @@ def _build_children(self: Any, shapes: tuple[Any, ...], named_shapes: dict[str, 
 def _recorded(self: Any) -> list[tuple[Any, dict[str, Any]]]:
     """The sublayers that are there, each with what a file has recorded of it."""
     return [pair for pair in zip(self._layers, vars(self).get(_CHILDREN) or (), strict=False) if pair[1]]
+
+
+def _builds_by_call(layer: Any) -> bool:
+    """Whether a layer of the user's own is built by its call alone: then a shape is not enough."""
+    return "_kustom_own_fields" not in vars(type(layer)) and private.is_default(layer.build) and bool(layer._layers)
 
 
 def _quantize_as(child: Any, recorded: dict[str, Any]) -> None:
@@ -317,15 +324,16 @@ def _build_from_config(self: Any, config: dict[str, Any]) -> None:
         self.build(config["input_shape"])
     elif "shapes_dict" in config:
         self.build(**config["shapes_dict"])
+    else:
+        # It was built by an eager call alone, so that no shape is known.
+        _build_children(self, (), {})
 
 
 def _get_build_config(self: Any) -> dict[str, Any] | None:
     """The shapes that the part was built with, and how each sublayer was built."""
     config = keras.layers.Layer.get_build_config(self)
-    if config is None:
-        return None
     children = [_record(child) for child in self._layers]
-    return {**config, "sublayers": children} if any(children) else config
+    return {**(config or {}), "sublayers": children} if any(children) else config
 
 
 def _record(child: Any) -> dict[str, Any] | None:
@@ -362,6 +370,13 @@ def check_tracking(part: Any, *, late: bool = False) -> None:
     """
     if not isinstance(part, keras.layers.Layer | keras.metrics.Metric):
         return
+    if late and isinstance(part, keras.layers.Layer) and _BUILT in vars(part) and not private.is_functional(part):
+        for layer in part._layers:
+            if id(layer) not in vars(part)[_BUILT]:
+                raise TrackingError(
+                    f"{type(part).__name__} got the sublayer {layer.name} after it was built, where no file can bring it back. "
+                    "Make it in setup(), __init__() or build()."
+                )
     known = private.tracked(part)
     for path, obj, saved in _reachable(part):
         if not saved:
@@ -425,6 +440,11 @@ def _inside(value: Any, path: str, saved: bool, seen: set[int]) -> Iterator[tupl
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
             if name != "self":
                 yield from _inside(_content(cell), f"{path}(... {name})", False, seen)
+        for item in (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()):
+            yield from _inside(item, f"{path}(... a default)", False, seen)
+    elif inspect.ismethod(value):
+        if id(value.__self__) not in seen:
+            yield from _inside(value.__self__, f"{path}.__self__", False, seen)
     elif hasattr(value, "__dict__") and not private.is_of_library(value):
         for name, item in vars(value).items():
             yield from _inside(item, f"{path}.{name}", False, seen)

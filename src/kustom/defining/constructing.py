@@ -19,7 +19,7 @@ import numpy as np
 from kustom.backends import keras as private
 from kustom.defining import classes
 from kustom.defining.config import decode, encode, same
-from kustom.defining.settings import MISSING, Setting, fill, hold, show, unknown_setting
+from kustom.defining.settings import MISSING, Setting, fill, hold, leaves, show, unknown_setting
 from kustom.errors import (
     ConfigError,
     DefinitionError,
@@ -45,7 +45,7 @@ def install(cls: Any) -> None:
     written = vars(cls).get("__init__")
     cls.__init__ = _generated(cls) if written is None else _respected(cls, written)
     if "get_config" not in vars(cls):
-        cls.get_config = _Config()
+        cls.get_config = _CONFIG
         cls._kustom_base_config = _base_config(cls)
     if "from_config" not in vars(cls):
         cls.from_config = classmethod(_from_config)
@@ -61,17 +61,26 @@ def root_of(cls: type) -> type:
 def own_arguments(base: type) -> dict[str, inspect.Parameter]:
     """The arguments that a base takes of its own, beside the common ones (`name`, `dtype`, ...) of its kind."""
     common = private.ROOTS.get(root_of(base), ())
+    own: dict[str, inspect.Parameter] = {}
+    own_is_complete = False
     for owner in base.__mro__:
         if owner is object or _is_root(owner):
             break
         if "__init__" not in vars(owner):
             continue
         parameters = list(inspect.signature(owner.__init__).parameters.values())[1:]
-        if any(p.kind is _KINDS.VAR_POSITIONAL for p in parameters):
+        kinds = {p.kind for p in parameters}
+        if _KINDS.VAR_POSITIONAL in kinds:
             # It hands on whatever it gets, as TensorFlow's side of an optimizer does.
             continue
-        return {p.name: p for p in parameters if p.kind is not _KINDS.VAR_KEYWORD and p.name not in common}
-    return {}
+        for p in parameters:
+            if p.kind is not _KINDS.VAR_KEYWORD and p.name not in common and p.name not in own:
+                # What a further base takes can be given by name alone, and need not be.
+                own[p.name] = p.replace(kind=_KINDS.KEYWORD_ONLY, default=None) if own_is_complete else p
+        if _KINDS.VAR_KEYWORD not in kinds:
+            break
+        own_is_complete = True
+    return own
 
 
 def _is_root(owner: type) -> bool:
@@ -94,6 +103,7 @@ def _generated(cls: Any) -> Callable[..., None]:
         settings = {name: given.pop(name) for name in list(given) if name in fields}
         refuse_tf_keras(*settings.values(), *given.values())
         values = fill(fields, settings, cls.__name__)
+        _refuse_networks(cls, values.values())
         if issubclass(cls, keras.losses.Loss | keras.metrics.Metric) and "name" in common and given.get("name") is None:
             given["name"] = private.to_snake_case(cls.__name__)
         outermost = _GIVEN not in vars(self)
@@ -101,7 +111,7 @@ def _generated(cls: Any) -> Callable[..., None]:
         base.__init__(self, **given)
         for name, value in values.items():
             hold(self, name, value)
-        _remember(self, values)
+        _remember(self, {**{name: value for name, value in given.items() if name in of_base}, **values})
         if outermost or "setup" in dir(cls):
             _finish(self, outermost)
 
@@ -127,6 +137,7 @@ def _respected(cls: Any, written: Callable[..., None]) -> Callable[..., None]:
         extra = bound.arguments.get(starred, {}) if starred else {}
         refuse_tf_keras(*bound.arguments.values(), *extra.values())
         given = {name: bound.arguments[name] for name in explicit}
+        _refuse_networks(cls, [*given.values(), *extra.values()])
         for name, value in given.items():
             if name in fields:
                 bound.arguments[name] = given[name] = fields[name].accept(value, cls.__name__)
@@ -253,6 +264,17 @@ def _snapshot(value: Any) -> Any:
     return value.copy() if isinstance(value, np.ndarray) else value
 
 
+def _refuse_networks(cls: type, values: Any) -> None:
+    """Refuse a layer as a setting of a metric: Keras saves no weights there, and it would come back with fresh ones."""
+    if issubclass(cls, keras.metrics.Metric):
+        for value in values:
+            if any(isinstance(leaf, keras.layers.Layer) for leaf in leaves(value)):
+                raise UnsavableSettingError(
+                    f"{cls.__name__} was given a {type(value).__name__}: Keras saves no weights of a metric's layers. "
+                    "Compute with the layer in the model, and give the metric what it returns."
+                )
+
+
 def _remember(self: Any, given: dict[str, Any]) -> None:
     before = vars(self).get(_GIVEN, {})
     object.__setattr__(self, _GIVEN, {**before, **{name: _snapshot(value) for name, value in given.items()}})
@@ -286,6 +308,9 @@ def _base_config(cls: Any) -> Callable[[Any], dict[str, Any]]:
             return lambda self: written.__get__(self, type(self))()
         if base is keras.regularizers.Regularizer:
             break
+        if issubclass(base, keras.Model):
+            # Of a functional or sequential model that is the whole graph, which the constructor makes.
+            return keras.layers.Layer.get_config
         if base is keras.losses.Loss:
             return lambda self: {**written(self), "dtype": self.dtype}
         return written
@@ -297,6 +322,9 @@ class _Config:
 
     def __get__(self, part: Any, cls: Any) -> Callable[[], dict[str, Any]]:
         return functools.partial(_get_config if part is not None else _refuse_config, part if part is not None else cls)
+
+
+_CONFIG = _Config()
 
 
 def _refuse_config(cls: Any) -> dict[str, Any]:
@@ -354,8 +382,13 @@ def _passed_on(self: Any, base: dict[str, Any], given: dict[str, Any]) -> dict[s
     kept = {}
     for name, value in base.items():
         changed = name in before and not same(_plain(value), _plain(before[name]))
-        if name in common or name in explicit or name in given or changed:
+        if name in common or name in explicit or name in given:
             kept[name] = value
+        elif changed:
+            raise UnsavableSettingError(
+                f"{type(self).__name__}: {name!r} is fixed by the constructor and was changed since, to {show(value)}; no argument "
+                f"gives that back. Make it an argument of {type(self).__name__}."
+            )
     return kept
 
 
@@ -392,7 +425,8 @@ def _repr(self: Any) -> str:
     needed = [
         name for name, p in inspect.signature(cls.__init__).parameters.items() if p.default is MISSING and hasattr(self, name)
     ]
-    given = [name for name in vars(self).get(_GIVEN, {}) if name not in common]
+    written = not hasattr(cls.__init__, "_kustom_generated")
+    given = [name for name in vars(self).get(_GIVEN, {}) if written and name not in common]
     names = dict.fromkeys([*needed, *cls._kustom_fields, *given])
     shown = {name: getattr(self, name, vars(self).get(_GIVEN, {}).get(name)) for name in names}
     return f"{cls.__name__}({', '.join(f'{name}={show(_plain(value))}' for name, value in shown.items())})"

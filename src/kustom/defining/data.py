@@ -222,32 +222,47 @@ def _replace(x: Any, keep: Any) -> Any:
     rows = ops.reshape(x, (-1, *shape[rank:]))
     first = ops.argmax(ops.cast(ops.reshape(keep, (-1,)), "int32"))
     row = ops.take(ops.stop_gradient(rows) if is_floating(x) else rows, first, axis=0)
+    # Where nothing counts there is no such entry.
+    row = ops.where(ops.any(keep), row, ops.ones_like(row))
     return ops.where(expand(keep, len(x.shape)), x, row)
 
 
 def refuse_broadcast(function: Callable[..., Any], y_true: Any, y_pred: Any, owner: str) -> None:
-    """Refuse targets `(n,)` beside predictions `(n, k)` where the function would broadcast them to `(n, n)`.
+    """Refuse what looks right for one number of samples alone: targets that meet the wrong axis, a mean over samples.
 
-    That can only happen in silence where `n` equals `k`, or is not known. Labels of classes have those shapes, too; so
-    the function itself is asked, symbolically, what it does where `n` is another number.
+    Targets `(n,)` beside predictions `(n, k)` are broadcast to `(n, n)` in silence where `n` equals `k`, or is not known;
+    but labels of classes have those shapes, too. So the function itself is asked, symbolically, what it does with
+    another number of samples.
 
     Raises:
-        ShapeError: It combines targets with the wrong axis.
+        ShapeError: It combines targets with the wrong axis, or its values are not of the samples.
     """
     true, pred = tuple(y_true.shape), tuple(y_pred.shape)
-    if len(true) != len(pred) - 1 or not true or (true[-1] is not None and true[-1] != pred[-1]):
+    if 0 < len(true) < len(pred) - 1:
+        raise ShapeError(f"{owner} was given y_true {true} and y_pred {pred}; give targets of the shape {pred} or {pred[:-1]}.")
+    if len(pred) < 2 or not all(isinstance(size, int) for size in pred[1:]):
         return
-    if not all(isinstance(size, int) for size in pred[1:]):
+    if pred[0] is not None and (pred[0] not in pred[1:] or pred[0] == 1):
         return
     other = math.prod(pred[1:]) + 1
+    arguments = [
+        keras.KerasTensor((other, *shape[1:]), dtype=private.standardize_dtype(x.dtype)) if shape else x
+        for shape, x in ((true, y_true), (pred, y_pred))
+    ]
     try:
-        private.compute_output_spec(
-            function,
-            keras.KerasTensor((other, *true[1:]), dtype=private.standardize_dtype(y_true.dtype)),
-            keras.KerasTensor((other, *pred[1:]), dtype=private.standardize_dtype(y_pred.dtype)),
-        )
-    except (ValueError, TypeError, RuntimeError, IndexError) as error:
+        made = private.compute_output_spec(function, *arguments)
+    except Exception as error:
+        if len(true) >= len(pred):
+            # Whatever it is, the call itself will say it of the data.
+            return
         raise ShapeError(
             f"{owner} was given y_true {true} and y_pred {pred}, and combines them by broadcasting: each target meets every "
             f"prediction. Give targets of the shape {pred}, or class labels to a loss that takes them."
         ) from error
+    for values in keras.tree.flatten(made):
+        shape = tuple(getattr(values, "shape", (other,)))
+        if not shape or shape[0] not in (other, None):
+            raise ShapeError(
+                f"{owner} returned the shape {shape} for {other} samples: expected one value a sample or an entry of y_pred "
+                f"{pred}. Do not average over samples; Keras does that, with their weights."
+            )

@@ -6,10 +6,11 @@ out, and nothing of names or configs.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import random
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -21,7 +22,7 @@ from kustom.defining import data
 from kustom.defining.sums import Ratio, Sums
 from kustom.errors import ReturnError, ShapeError, hide_frames
 
-__all__ = ["KINDS", "CheckedLoss", "fold_seed"]
+__all__ = ["KINDS", "CheckedLoss", "folded_seeds"]
 
 
 class CheckedLoss(keras.losses.Loss):
@@ -268,7 +269,8 @@ class FunctionInitializer(keras.initializers.Initializer):
         settings = self.definition.settings_of(self)
         if "seed" in settings:
             settings["seed"] = self._seed_of(settings["seed"], draw)
-        return self.definition.draw(settings, shape, dtype)
+        with folded_seeds(settings.values(), draw):
+            return self.definition.draw(settings, shape, dtype)
 
     def _seed_of(self, seed: Any, draw: int) -> Any:
         if seed is None:
@@ -331,6 +333,20 @@ def fold_seed(seed: Any, draw: int) -> Any:
         # A SeedGenerator moves on by itself.
         return seed
     return int(np.random.SeedSequence([seed % 2**64, draw]).generate_state(1)[0]) >> 1
+
+
+@contextlib.contextmanager
+def folded_seeds(objects: Iterable[Any], draw: int) -> Iterator[None]:
+    """Fold the number of a draw into the seeds of the initializers among `objects`, for the time of that draw."""
+    seeded = [o for o in objects if isinstance(o, keras.initializers.Initializer) and isinstance(vars(o).get("seed"), int)]
+    seeds = [vars(o)["seed"] for o in seeded]
+    try:
+        for each, seed in zip(seeded, seeds, strict=True):
+            object.__setattr__(each, "seed", fold_seed(seed, draw))
+        yield
+    finally:
+        for each, seed in zip(seeded, seeds, strict=True):
+            object.__setattr__(each, "seed", seed)
 
 
 def _one_value_a_sample(values: Any, pair: data.Pair, owner: str) -> tuple[Any, bool]:

@@ -7,6 +7,8 @@ again: a cell, a reloaded module, a function that defines the part each time it 
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import sys
 import types
@@ -15,11 +17,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from kustom.backends import keras as private
+from kustom.defining.config import same
 from kustom.errors import ClosureError, DefinitionError, NameClashError
 
 # The family of a part is the module of Keras that holds its kind: "losses", "metrics", "activations", ...
 _FAMILIES: dict[str, tuple[str, Any]] = {}
 _PLACES: dict[str, Place] = {}
+_PRINTS: dict[str, tuple[set[Any], dict[str, Any]]] = {}
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,9 @@ def place_of(definition: types.FunctionType | type) -> Place:
     """Where a function or class was defined; a class counts where its first method stands."""
     code = getattr(definition, "__code__", None)
     if code is None:
-        codes = [member.__code__ for member in vars(definition).values() if isinstance(member, types.FunctionType)]
+        members = [inspect.unwrap(member) for member in vars(definition).values() if isinstance(member, types.FunctionType)]
+        own = getattr(sys.modules.get(definition.__module__), "__file__", None)
+        codes = [member.__code__ for member in members if own is None or member.__code__.co_filename == own]
         code = min(codes, key=lambda c: c.co_firstlineno, default=None)
     file, line = (code.co_filename, code.co_firstlineno) if code is not None else ("", 0)
     return Place(definition.__module__, definition.__qualname__, file, line)
@@ -96,9 +102,11 @@ def register(
     place = place_of(definition)
     for taken in (name, *older):
         _refuse_clash(taken, place)
+    print_ = _refuse_other_definition(name, definition)
     private.register(name, cls, bare=None if type(cls) is type else type(cls), formerly=older)
     for taken in (name, *older):
         _PLACES[taken] = place
+        _PRINTS[taken] = print_
         _FAMILIES[taken] = (family, default)
     return name
 
@@ -114,6 +122,63 @@ def _refuse_clash(name: str, place: Place) -> None:
         f"{name!r} is taken: {place} was about to replace {other}, and files of the one would load as the other. "
         "Give one of them another name, or another `package=`."
     )
+
+
+def _refuse_other_definition(name: str, definition: types.FunctionType | type) -> tuple[set[Any], dict[str, Any]]:
+    """Refuse a second, different part from one function that makes parts; return what tells them apart.
+
+    A function that is called again defines its part again, with the same code. Where a class attribute, a base or a
+    helper's default differs, the two are different parts under one name, and what differs is no setting.
+    """
+    values: dict[str, Any] = {}
+    codes: set[Any] = set()
+    if "<locals>" in definition.__qualname__:
+        _read(definition, definition.__name__, values, codes, set())
+    before = _PRINTS.get(name)
+    if before is not None and codes & before[0]:
+        paths = [path for path in sorted({*values, *before[1]}) if not same(values.get(path), before[1].get(path))]
+        if paths:
+            raise NameClashError(
+                f"{definition.__qualname__} is defined again, and {paths[0]} is another one: two different parts under one name, "
+                "and a file of the one would load as the other. Make it a setting, or give each part its own name."
+            )
+    return codes, values
+
+
+def _read(definition: Any, path: str, values: dict[str, Any], codes: set[Any], seen: set[int]) -> None:
+    """The values that a definition inside a function takes from there, other than as settings, and its code."""
+    if isinstance(definition, staticmethod | classmethod):
+        definition = definition.__func__
+    if id(definition) in seen:
+        return
+    seen.add(id(definition))
+    if isinstance(definition, type):
+        values[f"the bases of {path}"] = [f"{base.__module__}.{base.__qualname__}" for base in definition.__mro__[1:]]
+        for base in definition.__mro__:
+            fields = vars(base).get("_kustom_own_fields", {})
+            if "<locals>" not in base.__qualname__ or "definition" in vars(base):
+                continue
+            for name, member in vars(base).items():
+                if not name.startswith(("__", "_kustom", "_abc")) and name not in fields and name != "versions":
+                    _read(member, f"{path}.{name}", values, codes, seen)
+    elif isinstance(definition, types.FunctionType):
+        definition = inspect.unwrap(definition)
+        if definition.__module__.split(".")[0] == "kustom":
+            return
+        codes.add(definition.__code__)
+        defaults = dict(enumerate(definition.__defaults__ or ()))
+        if "." in path:
+            # Of the part's own function they are its settings.
+            defaults |= definition.__kwdefaults__ or {}  # type: ignore[arg-type]
+        values |= {f"the default {key} of {path}": value for key, value in defaults.items() if not _is_code(value)}
+        for name, cell in zip(definition.__code__.co_freevars, definition.__closure__ or (), strict=True):
+            try:
+                _read(cell.cell_contents, f"{path}.{name}", values, codes, seen)
+            except ValueError:
+                continue
+    elif not _is_code(definition) and not isinstance(definition, property | functools.cached_property):
+        partial = isinstance(definition, functools.partialmethod | functools.partial)
+        values[path] = (definition.args, definition.keywords) if partial else definition
 
 
 def find(name: str, family: str) -> Any:
@@ -157,14 +222,18 @@ def _captured(definition: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
     seen.add(id(definition))
     if isinstance(definition, staticmethod | classmethod):
         definition = definition.__func__
+    if isinstance(definition, functools.cached_property):
+        definition = definition.func
     if isinstance(definition, property):
         for accessor in (definition.fget, definition.fset, definition.fdel):
             yield from _captured(accessor, seen)
     elif isinstance(definition, type):
-        if "<locals>" in definition.__qualname__:
-            for member in list(vars(definition).values()):
-                yield from _captured(member, seen)
-    elif isinstance(definition, types.FunctionType):
+        for base in definition.__mro__:
+            # A base that is a part has been looked at.
+            if "<locals>" in base.__qualname__ and "versions" not in vars(base):
+                for member in list(vars(base).values()):
+                    yield from _captured(member, seen)
+    elif isinstance(definition, types.FunctionType) and definition.__module__.split(".")[0] != "kustom":
         yield from _captured(getattr(definition, "__wrapped__", None), seen)
         for name, cell in zip(definition.__code__.co_freevars, definition.__closure__ or (), strict=True):
             try:

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import inspect
 import sys
-import types
 import typing
 from collections.abc import Callable
 from typing import Any, TypeVar, dataclass_transform, overload
 
 import keras
-import numpy as np
 
 from kustom.backends import keras as private
 from kustom.defining import classes, constructing, naming
 from kustom.defining.settings import MISSING, Setting, _Field, field
 from kustom.defining.versions import KEY, Versions
-from kustom.errors import DefinitionError, NameClashError, ReservedNameError, refuse_tf_keras
+from kustom.errors import DefinitionError, ReservedNameError, refuse_tf_keras
 from kustom.typing import Converter
 
 __all__ = ["part"]
@@ -131,7 +129,6 @@ def _make(cls: Any, names: dict[str, Any], package: Any, formerly: Any, versions
     cls.versions = versions
     constructing.install(cls)
     classes.install(cls)
-    _refuse_other_definition(cls, package)
     naming.register(cls, definition=cls, family=family, package=package, formerly=formerly, default=cls)
     return cls
 
@@ -140,14 +137,17 @@ def _own_fields(cls: type, names: dict[str, Any]) -> dict[str, Setting]:
     fields = {}
     for name, annotation in inspect.get_annotations(cls).items():
         default = vars(cls).get(name, MISSING)
-        annotation = _resolve(annotation, {**vars(sys.modules.get(cls.__module__, types)), **names, cls.__name__: cls})
-        if isinstance(default, _Field):
+        annotation = _resolve(annotation, {**vars(sys.modules.get(cls.__module__, keras)), **names, cls.__name__: cls})
+        made = not isinstance(default, _Field) and _is_made(annotation)
+        if default is not MISSING and not made:
+            # As a class attribute it would hide a layer that torch keeps under the name.
             delattr(cls, name)
+        if isinstance(default, _Field):
             converter = default.converter
             if converter is not None and not isinstance(converter, Converter):
                 converter = Converter(converter, f"what {getattr(converter, '__name__', 'its converter')} takes")
             fields[name] = Setting(name, default.default, default.default_factory, annotation, converter)
-        elif not _is_made(annotation):
+        elif not made:
             fields[name] = Setting(name, default, None, annotation)
     for name, value in list(vars(cls).items()):
         if isinstance(value, _Field):
@@ -189,42 +189,3 @@ def _refuse_reserved(cls: type, own: dict[str, Setting], inherited: dict[str, Se
         raise ReservedNameError(
             f"{cls.__qualname__}: the field {taken[0]!r} has a name that {base.__name__} needs itself; choose another."
         )
-
-
-def _refuse_other_definition(cls: type, package: str | None) -> None:
-    """Refuse a second, different class from one function that makes classes.
-
-    A function that is called again defines its part again, with the same code. Where a class attribute or a base differs
-    the two are different parts under one name, and what differs is no setting.
-    """
-    other = private.registered(f"{naming.package_of(cls.__module__) if package is None else package}>{cls.__name__}")
-    if not isinstance(other, type) or "<locals>" not in cls.__qualname__ or other.__qualname__ != cls.__qualname__:
-        return
-    codes = [{m.__code__ for m in vars(c).values() if isinstance(m, types.FunctionType)} for c in (cls, other)]
-    if not codes[0] & codes[1]:
-        return
-
-    def plain(c: type) -> dict[str, Any]:
-        fields = vars(c).get("_kustom_own_fields", {})
-        code = (types.FunctionType, classmethod, staticmethod, property, type, Versions)
-        return {
-            name: value
-            for name, value in vars(c).items()
-            if not name.startswith(("__", "_kustom", "_is_default")) and name not in fields and not isinstance(value, code)
-        }
-
-    mine, theirs = plain(cls), plain(other)
-    bases = [[(b.__module__, b.__qualname__) for b in c.__mro__[1:]] for c in (cls, other)]
-    differing = [n for n in mine.keys() | theirs.keys() if n not in mine or n not in theirs or not _alike(mine[n], theirs[n])]
-    if differing or bases[0] != bases[1]:
-        what = f"the class attribute {sorted(differing)[0]!r}" if differing else "its base"
-        raise NameClashError(
-            f"{cls.__qualname__} is defined again with another value of {what}: two different parts under one name, and a "
-            "file of the one would load as the other. Make it a field, or give each part its own name."
-        )
-
-
-def _alike(one: Any, other: Any) -> bool:
-    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
-        return np.array_equal(one, other)
-    return one is other or bool(one == other)

@@ -159,18 +159,19 @@ def hold(part: Any, name: str, value: Any) -> None:
 
     Keras wraps lists and dicts to track layers in them, and PyTorch wants to be set up first; plain data needs neither.
     """
-    if any(isinstance(leaf, keras.Operation | keras.metrics.Metric | keras.Variable) for leaf in _leaves(value)):
+    if any(isinstance(leaf, keras.Operation | keras.metrics.Metric | keras.Variable) for leaf in leaves(value)):
         setattr(part, name, value)
     else:
         object.__setattr__(part, name, value)
 
 
-def _leaves(value: Any) -> Iterator[Any]:
+def leaves(value: Any) -> Iterator[Any]:
+    """What a nested list, tuple or dict holds."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list | tuple):
         for item in value:
-            yield from _leaves(item)
+            yield from leaves(item)
     else:
         yield value
 
@@ -211,13 +212,10 @@ def _shown(value: Any) -> str:
 
 
 def _apply(converter: Converter, value: Any) -> Any:
-    if isinstance(value, str) and converter.family is not None:
-        part: Any = naming.find(value, converter.family)
-        if part is not None:
-            return part() if isinstance(part, type) else part
-    value = value() if _is_bare_part(value) else value
+    part = naming.find(value, converter.family) if isinstance(value, str) and converter.family is not None else None
+    given: Any = value if part is None else part
     try:
-        held = converter.function(value)
+        held = converter.function(given() if _is_bare_part(given) else given)
     except (TypeError, ValueError) as error:
         raise _Mismatch(converter.expected) from error
     return _savable(held)
@@ -369,8 +367,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, tuple):
-        items = [_plain(item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        if hasattr(value, "_fields"):
+            raise _Mismatch("a plain tuple or dict, since a named tuple comes back without its names", unsavable=True)
+        return tuple(_plain(item) for item in value)
     if isinstance(value, dict):
         return {_plain(key): _plain(item) for key, item in value.items()}
     return _savable(value() if _is_bare_part(value) else value)
