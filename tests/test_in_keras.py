@@ -207,10 +207,14 @@ def test_masks_and_weights_a_time_step():
     model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.LSTM(3, return_sequences=True)(h)))
     model.compile("sgd", huber_fn, metrics=[precision], weighted_metrics=[HuberMetric()])
     spoilt = np.where(ids[..., None] == 0, np.nan, targets)
+    values = []
     for y in (targets, targets[..., 0], spoilt):
-        values = [model.evaluate(ids, each, verbose=0, sample_weight=np.ones((2, 5)), return_dict=True) for each in (targets, y)]
-        assert values[0] == pytest.approx(values[1])
-        assert np.isfinite(values[0]["loss"])
+        # Compiled anew: TensorFlow forgets the rank of targets that come in two ranks, and Keras's own losses fail then, too.
+        model.compile("sgd", huber_fn, metrics=[precision], weighted_metrics=[HuberMetric()])
+        values.append(model.evaluate(ids, y, verbose=0, sample_weight=np.ones((2, 5)), return_dict=True))
+    assert values[0] == pytest.approx(values[1])
+    assert values[0] == pytest.approx(values[2])
+    assert np.isfinite(values[0]["loss"])
 
 
 def test_several_outputs(trip):
