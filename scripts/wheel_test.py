@@ -6,6 +6,7 @@ the wheel lies there, fails here.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -85,12 +86,12 @@ def main() -> None:
         outside = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "KERAS_", "VIRTUAL_ENV"))}
         # A keras.json in the home folder would choose the backend.
         outside["KERAS_HOME"] = str(folder / "keras")
-        (work / "regression.py").write_text((ROOT / "recipes" / "regression.py").read_text())
+        shutil.copytree(ROOT / "recipes", work / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
         (work / "parts.py").write_text(PARTS)
         (work / "save.py").write_text(SAVE)
         (work / "load.py").write_text(LOAD)
-        for script in ("save.py", "load.py", "regression.py"):
-            print(f"-- {script}", flush=True)
+        for script in ("save.py", "load.py", "recipes/regression.py"):
+            print(f"==== {script}", flush=True)
             subprocess.run([python, script], cwd=work, env=outside, check=True)
     print("the wheel works on its own")
 

@@ -217,14 +217,14 @@ def test_values_are_taken_by_kind(name, given, held, trip):
 @pytest.mark.parametrize(
     ("name", "given", "expected"),
     [
-        ("numbers", ["a"], "a number"),
+        ("numbers", ["a"], "is a number"),
         ("numbers", None, "None is not among"),
         ("pair", (1,), "a tuple of 2 values"),
         ("pair", (1.5, "a"), "a whole number"),
         ("table", [], "a dict"),
         ("mode", "full", "one of 'same', 'valid'"),
         ("maybe", 1.5, "a whole number or None"),
-        ("maybe", True, "a number"),
+        ("maybe", True, "a whole number"),
         ("text", 3, "text"),
         ("flag", 1, "True or False"),
         ("array", "x", "an array of numbers"),

@@ -288,6 +288,18 @@ def test_training_and_seed_are_handed_over(trip):
     assert trip(model).layers[0].get_config() == model.layers[0].get_config()
 
 
+def test_a_list_of_numbers_is_one_input():
+    np.testing.assert_allclose(_numpy(power([1.0, -2.0])), [1.0, -4.0])
+
+
+def test_an_array_default_takes_a_list():
+    @kustom.regularizer(package="arrays")
+    def weighted(w, *, scale=np.ones(2)):  # noqa: B008
+        return ops.sum(w * scale)
+
+    assert float(weighted(scale=[2.0, 3.0])([1.0, 1.0])) == 5.0
+
+
 def test_a_mask_is_used_and_passed_on():
     ids = np.array([[1, 2, 0], [3, 0, 0]])
     embedded = keras.layers.Embedding(5, 4, mask_zero=True)(ids)

@@ -122,7 +122,10 @@ class Definition:
         needed = [p.name for p in self.signature.parameters.values() if p.name in self.data and p.default is MISSING]
         missing = [name for name in needed if name not in bound and not (self.kind == "initializer" and name == "dtype")]
         if missing:
-            raise UnknownSettingError(f"{self.name} was given {', '.join(bound)} without {', '.join(missing)}.")
+            raise UnknownSettingError(
+                f"{self.name} was given {', '.join(bound)} without {', '.join(missing)}. Settings are given by name: "
+                f"{self.name}({', '.join(f'{name}=...' for name in self.settings)})."
+            )
         return bound, rest
 
     def bind_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -197,7 +200,8 @@ class Definition:
         if any(isinstance(x, keras.KerasTensor) for x in flat):
             # In a functional model it is a layer of its own, with its settings in the file.
             return cls(**settings, **({"dtype": dtype} if dtype else {}))(*inputs.values(), **call_arguments)
-        inputs = {name: keras.tree.map_structure(lambda x: data.tensor(x, dtype), x) for name, x in inputs.items()}
+        inputs = {name: _tensors(x, dtype) for name, x in inputs.items()}
+        flat = keras.tree.flatten(list(inputs.values()))
         named = {p.name: call_arguments.get(p.name, None if p.default is MISSING else p.default) for p in self.call_arguments}
         if named.get("mask", 0) is None:
             named["mask"] = private.get_keras_mask(flat[0])
@@ -354,6 +358,13 @@ def _from_config(cls: Any, config: dict[str, Any]) -> Any:
     if missing:
         raise ConfigError(f"a config of {cls.__name__} has no {missing[0]!r}; it has {', '.join(config) or 'nothing'}.")
     return type.__call__(cls, **values)
+
+
+def _tensors(x: Any, dtype: Any) -> Any:
+    """The inputs of a layer as tensors: a list of numbers is one, a list of tensors or arrays several."""
+    if any(hasattr(leaf, "shape") for leaf in keras.tree.flatten(x)):
+        return keras.tree.map_structure(lambda leaf: data.tensor(leaf, dtype), x)
+    return data.tensor(x, dtype)
 
 
 def _annotations(function: Callable[..., Any]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class Setting:
             return _by_annotation(value, self.annotation)
         except _Mismatch as mismatch:
             kind = UnsavableSettingError if mismatch.unsavable else SettingError
-            raise kind(f"{owner}: the setting {self.name!r} is {mismatch.expected}, not {_shown(value)}.") from mismatch
+            raise kind(f"{owner}: the setting {self.name!r} is {mismatch.expected}, not {_shown(value)}.") from mismatch.__cause__
 
 
 class _Field:
@@ -228,7 +228,7 @@ def _converter_of(annotation: Any) -> Converter | None:
 
 
 def _has_kind(default: Any) -> bool:
-    return isinstance(default, bool | int | float | str | tuple | list | dict)
+    return isinstance(default, bool | int | float | str | tuple | list | dict | np.ndarray)
 
 
 def _by_default(value: Any, default: Any) -> Any:
@@ -236,7 +236,7 @@ def _by_default(value: Any, default: Any) -> Any:
         # An integer as the default of a function's parameter rarely means that 2.5 is wrong.
         number = _number(value)
         return number if isinstance(number, int) else _by_annotation(number, float)
-    for kind in (bool, float, str, tuple, list, dict):
+    for kind in (bool, float, str, tuple, list, dict, np.ndarray):
         if isinstance(default, kind):
             return _by_annotation(value, kind)
     return _plain(value)
@@ -270,7 +270,10 @@ def _by_annotation(value: Any, annotation: Any) -> Any:
             return bool(value)
         raise _Mismatch("True or False")
     if kind in (int, float, numbers.Real, numbers.Number):
-        number = _number(value)
+        try:
+            number = _number(value)
+        except _Mismatch as mismatch:
+            raise _Mismatch("a whole number" if kind is int else mismatch.expected, unsavable=mismatch.unsavable) from None
         if kind is int and not isinstance(number, int):
             raise _Mismatch("a whole number")
         return float(number) if kind is float else number
