@@ -17,7 +17,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 # TensorFlow, which Keras loads beside any backend where it is installed, has much to say at its start.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 import sklearn
 import typer
-from regression_parts import huber, network_for, rmse
+from regression_parts import SMALL_TABLE, huber, network_for, rmse
 from run_folder import new_folder, whole, write_history, write_json, write_learning_curve
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import mean_absolute_error, root_mean_squared_error
@@ -75,7 +75,7 @@ def train(data: Prepared, options: Options, interruption: Interruption) -> Train
     rows = len(data.train)
     model = network_for(rows, data.numeric)
     model.compile(
-        optimizer=keras.optimizers.Nadam(1e-3 if rows < 2000 else 2e-3),
+        optimizer=keras.optimizers.Nadam(1e-3 if rows < SMALL_TABLE else 2e-3),
         loss=huber(threshold=options.threshold),
         metrics=[rmse(scale=data.target_scale)],
     )
@@ -185,6 +185,12 @@ def describe(errors: dict[str, Any], target: str, rows: int) -> str:
 
 def run(table: Table, data: Prepared, folder: Path, options: Options) -> int:
     """Train, save, load again, compare and leave everything in the folder; return the exit status."""
+    options.say(
+        f"{table.name}: {len(data.train)} rows to train, {len(data.validation)} to validate, {len(data.held_out)} held out; "
+        f"{data.train.inputs.shape[1]} inputs; Keras {keras.__version__} on {keras.config.backend()}"
+    )
+    for note in table.notes:
+        options.say(note)
     with Interruption() as interruption:
         training = train(data, options, interruption)
         predictions = save(training, data, folder)
@@ -212,7 +218,7 @@ def main(
     data: Annotated[Path | None, typer.Option(help="A CSV file with a header line. Default: scikit-learn's diabetes.")] = None,
     target: Annotated[str | None, typer.Option(help="The column of FILE to predict.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="At most; early stopping mostly comes first.")] = 200,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows a step. Default: 32 to 256, by the rows there are.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows a step. Default: 256, or 32 for a small table.")] = None,
     threshold: Annotated[float, typer.Option(help="Of the Huber loss, in standard deviations of the target.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the split, the weights and the shuffling.")] = 0,
     out: Annotated[Path | None, typer.Option(help="The run folder, new or empty. Default: runs/<name>-<time>.")] = None,
@@ -236,20 +242,11 @@ def main(
         _refuse(str(error))
     except OSError as error:
         _refuse(f"no run folder: {error}")
-    size = batch_size or min(256, max(32, 2 ** (len(prepared.train) // 50).bit_length() // 2))
-    options = Options(epochs, size, threshold, seed, quiet)
-    sizes = " + ".join(f"{len(rows)} {name}" for name, rows in _sets(prepared))
-    options.say(f"{table.name}: {sizes} rows, {prepared.train.inputs.shape[1]} inputs, on {keras.config.backend()}")
-    for note in table.notes:
-        options.say(note)
-    raise typer.Exit(run(table, prepared, folder, options))
+    size = batch_size or (32 if len(prepared.train) < SMALL_TABLE else 256)
+    raise typer.Exit(run(table, prepared, folder, Options(epochs, size, threshold, seed, quiet)))
 
 
-def _sets(data: Prepared) -> list[tuple[str, Any]]:
-    return [("training", data.train), ("validation", data.validation), ("held-out", data.held_out)]
-
-
-def _refuse(text: str) -> None:
+def _refuse(text: str) -> NoReturn:
     print(f"error: {text}", file=sys.stderr)
     raise typer.Exit(USAGE)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import kustom  # noqa: F401  (before keras: it picks the backend that is installed)
 
@@ -26,7 +27,7 @@ def agree(folder: Path) -> bool:
     """Print both losses and the largest difference of the predictions on the held-out rows."""
     with np.load(folder / "held_out.npz") as recorded:
         inputs, targets, predictions, loss = (recorded[name] for name in ("inputs", "targets", "predictions", "loss"))
-    model = keras.saving.load_model(folder / "model.keras")
+    model: Any = keras.saving.load_model(folder / "model.keras")
     loaded_loss = model.evaluate(inputs, targets, batch_size=BATCH, verbose=0, return_dict=True)["loss"]
     difference = float(np.max(np.abs(model.predict(inputs, batch_size=BATCH, verbose=0) - predictions)))
     print(

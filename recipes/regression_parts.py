@@ -15,8 +15,20 @@ from keras import ops
 import kustom
 from kustom.typing import ActivationLike, ConstraintLike, InitializerLike, RegularizerLike
 
-__all__ = ["TableRegressor", "elastic_net", "fan_in_normal", "huber", "max_norm", "network_for", "rmse", "signed_log", "swish"]
+__all__ = [
+    "SMALL_TABLE",
+    "TableRegressor",
+    "elastic_net",
+    "fan_in_normal",
+    "huber",
+    "max_norm",
+    "network_for",
+    "rmse",
+    "signed_log",
+    "swish",
+]
 
+# Rows to train on.
 SMALL_TABLE = 2000
 
 
@@ -133,8 +145,8 @@ class TableRegressor(keras.Model):
         frequencies: Waves a number, see `PeriodicFeatures`; 0: none.
         dropout: Of the blocks.
         gain: Of the kernels inside the network at the start, see `fan_in_normal`.
-        hidden_regularizer: Of the kernels inside the network.
-        deep_regularizer: Of the kernel that sums up the network.
+        hidden_regularizer: Of those kernels.
+        deep_regularizer: Of the network's last kernel.
         wide_regularizer: Of the linear regression's.
     """
 
@@ -144,7 +156,6 @@ class TableRegressor(keras.Model):
     frequencies: int = 8
     dropout: float = 0.1
     gain: float = 1.0
-    normed: bool = True
     hidden_regularizer: RegularizerLike = None
     deep_regularizer: RegularizerLike = None
     wide_regularizer: RegularizerLike = None
@@ -161,7 +172,7 @@ class TableRegressor(keras.Model):
             )
             for _ in range(self.blocks)
         ]
-        self.norm = keras.layers.LayerNormalization()
+        # No normalisation before it: that would undo what the regularizer holds down.
         self.deep = keras.layers.Dense(1, kernel_initializer="zeros", kernel_regularizer=self.deep_regularizer)
         self.wide = keras.layers.Dense(1, kernel_initializer="zeros", kernel_regularizer=self.wide_regularizer)
 
@@ -172,17 +183,17 @@ class TableRegressor(keras.Model):
         z = self.first(z)
         for block in self.residual:
             z = block(z, training=training)
-        return self.wide(x) + self.deep(swish(self.norm(z) if self.normed else z))
+        return self.wide(x) + self.deep(swish(z))
 
 
 def network_for(rows: int, numeric: int) -> TableRegressor:
     """A network for a table with so many rows to train on.
 
-    A small table is soon known by heart: its network is small, and so strongly held to 0 that little more than a linear
-    regression is left unless the rows insist.
+    A small table is soon known by heart: its network is small, starts near 0, and is held there so strongly that little
+    more than the linear regression is left unless the rows insist.
     """
     if rows < SMALL_TABLE:
-        penalties = elastic_net(l2=0.3), elastic_net(l1=0.01)
-        return TableRegressor(numeric, 16, 1, 0, 0.1, *penalties)
-    penalties = elastic_net(l2=1e-4), elastic_net(l1=1e-4)
-    return TableRegressor(numeric, 64, 2, 8, 0.1, *penalties)
+        small, few = elastic_net(l2=0.1), elastic_net(l1=0.01)
+        return TableRegressor(numeric, 16, 1, 2, gain=0.3, hidden_regularizer=small, deep_regularizer=small, wide_regularizer=few)
+    small, few = elastic_net(l2=1e-4), elastic_net(l1=1e-4)
+    return TableRegressor(numeric, 64, 2, 8, hidden_regularizer=small, deep_regularizer=small, wide_regularizer=few)

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 __all__ = ["new_folder", "whole", "write_history", "write_json", "write_learning_curve"]
 
@@ -73,13 +74,14 @@ def write_learning_curve(path: Path, history: dict[str, list[float]], *, best_ep
     """
     figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
     axes = figure.subplots()
-    epochs = range(1, len(history["loss"]) + 1)
-    axes.plot(epochs, history["loss"], color=TRAIN, linewidth=2, marker="o" if len(epochs) < 3 else None, label="training")
-    axes.plot(
-        epochs, history["val_loss"], color=VALIDATION, linewidth=2, marker="o" if len(epochs) < 3 else None, label="validation"
-    )
-    axes.plot(best_epoch, history["val_loss"][best_epoch - 1], "o", color=VALIDATION, markersize=8, markeredgecolor="white",
-              label=f"kept: epoch {best_epoch}")  # fmt: skip
+    train, validation = history["loss"], history["val_loss"]
+    epochs = range(1, len(train) + 1)
+    # A single epoch is a point, which a line does not show.
+    shared: dict[str, Any] = {"linewidth": 2, "marker": "o" if len(train) == 1 else None}
+    axes.plot(epochs, train, color=TRAIN, label="training", **shared)
+    axes.plot(epochs, validation, color=VALIDATION, label="validation", **shared)
+    kept = {"color": VALIDATION, "markersize": 9, "markeredgecolor": "white", "markeredgewidth": 1.5}
+    axes.plot([best_epoch], [validation[best_epoch - 1]], "o", label=f"kept: epoch {best_epoch}", **kept)
     _dress(axes)
     axes.set_title(f"{title}\n", loc="left", fontsize=13, fontweight="bold", color=TEXT)
     axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=9.5, color=TEXT)
@@ -94,5 +96,5 @@ def _dress(axes: Axes) -> None:
     axes.grid(axis="y", which="both", color=GRID, linewidth=0.8)
     axes.tick_params(colors=TEXT, which="both", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, labelcolor=TEXT)

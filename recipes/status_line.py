@@ -65,8 +65,9 @@ class StatusLine(keras.callbacks.Callback):
         )
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self.epochs, self.steps = self.params["epochs"], self.params["steps"]
-        self.started = self.shown = self.printed = 0.0
+        params: Any = self.params
+        self.epochs, self.steps = params["epochs"], params["steps"]
+        self.started, self.before, self.shown = 0.0, 0, 0.0
         self.validation = ""
         self.task = self.bar.add_task("compiling", total=self.epochs * self.steps)
         self.bar.start()
@@ -76,10 +77,12 @@ class StatusLine(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self.interruption.asked:
-            self.model.stop_training = True
+            model: Any = self.model
+            model.stop_training = True
         now = time.perf_counter()
-        # The first step compiles: it tells nothing of the rate.
-        self.started = self.started or now
+        if not self.started:
+            # The first step compiles, and tells nothing of the rate.
+            self.started, self.before = now, 1
         if self.on_terminal and now - self.shown > 0.1:
             self.shown = now
             self._show(self.epoch * self.steps + batch + 1, now, logs)
@@ -88,6 +91,9 @@ class StatusLine(keras.callbacks.Callback):
         self.validation = f"  val {readable(logs[f'val_{self.metric}'])}"
         done, now = (epoch + 1) * self.steps, time.perf_counter()
         self.line = self._show(done, now, logs)
+        if epoch == 0:
+            # So does the first epoch's end, where the validation compiles.
+            self.started, self.before = now, done
         every = -(-self.epochs // LINES)
         self.pending = (epoch + 1) % every != 0
         if not self.pending:
@@ -99,10 +105,11 @@ class StatusLine(keras.callbacks.Callback):
         self.bar.stop()
 
     def _show(self, done: int, now: float, logs: Any) -> str:
-        seconds, rows_a_step = max(now - self.started, 1e-9), self.rows / self.steps
-        left = int(seconds * (self.epochs * self.steps - done) / done)
+        # Steps a second since the clock was set; none have been made yet right after that.
+        rate = (done - self.before) / max(now - self.started, 1e-9)
+        left = int((self.epochs * self.steps - done) / rate) if rate else 0
         line = (
-            f"epoch {self.epoch + 1}/{self.epochs}  {done * rows_a_step / seconds:,.0f} rows/s  "
+            f"epoch {self.epoch + 1}/{self.epochs}  {rate * self.rows / self.steps:,.0f} rows/s  "
             f"loss {float(logs['loss']):.4f}  {self.metric} {readable(float(logs[self.metric]))}{self.validation}  "
             f"{left // 60}:{left % 60:02} left"
         )

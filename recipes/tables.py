@@ -75,8 +75,8 @@ class Prepared:
 
 def default_table() -> Table:
     """scikit-learn's diabetes: 442 patients, ten measurements each, and how far the disease got in a year."""
-    frame = load_diabetes(as_frame=True, scaled=False)["frame"]
-    return _table("diabetes", frame, "target", {"file": "scikit-learn's diabetes"})
+    bunch: Any = load_diabetes(as_frame=True, scaled=False)
+    return _table("diabetes", bunch.frame, "target", {"file": "scikit-learn's diabetes"})
 
 
 def read_table(path: Path, target: str) -> Table:
@@ -107,24 +107,24 @@ def _instead(name: str, columns: list[str]) -> str:
 def _table(name: str, frame: pd.DataFrame, target: str, facts: dict[str, Any]) -> Table:
     # An infinite number has no mean; it counts as missing.
     frame = frame.replace([np.inf, -np.inf], np.nan)
-    _refuse_text(frame[target], target)
-    known = frame[frame[target].notna()]
-    features = known.drop(columns=target)
-    empty = [str(column) for column in features if features[column].isna().all()]
-    features = features.drop(columns=empty)
+    _refuse_text(pd.Series(frame[target]), target)
+    known = frame.dropna(subset=[target])
+    values = known[target].to_numpy("float64")
+    if len(known) < FEWEST_ROWS:
+        raise TableError(f"{name} has {_rows(len(known))} with a value of {target!r}; at least {FEWEST_ROWS} are needed")
+    if values.min() == values.max():
+        raise TableError(f"the target {target!r} is {values[0]:g} in every row: there is nothing to learn")
+    features = known.drop(columns=target).dropna(axis="columns", how="all")
+    empty = [str(column) for column in known if column != target and column not in features]
+    if not len(features.columns):
+        raise TableError(f"{name} has no column beside {target!r} to learn from")
     notes = []
     if len(known) < len(frame):
         notes.append(f"dropped {_rows(len(frame) - len(known))} without a value of {target!r}")
-    if empty and len(known):
-        notes.append(f"dropped columns without any value: {', '.join(empty)}")
-    if len(known) < FEWEST_ROWS:
-        raise TableError(f"{name} has {_rows(len(known))} with a value of {target!r}; at least {FEWEST_ROWS} are needed")
-    if not len(features.columns):
-        raise TableError(f"{name} has no column beside {target!r} to learn from")
-    if known[target].nunique() == 1:
-        raise TableError(f"the target {target!r} is {known[target].iloc[0]} in every row: there is nothing to learn")
+    if empty:
+        notes.append(f"dropped what has no value in any row: {', '.join(empty)}")
     facts = facts | {"target": target, "rows": len(known), "rows_dropped": len(frame) - len(known), "columns_dropped": empty}
-    return Table(name, target, features, known[target].to_numpy("float64"), facts, tuple(notes))
+    return Table(name, target, features, values, facts, tuple(notes))
 
 
 def _refuse_text(column: pd.Series, name: str) -> None:
@@ -133,9 +133,11 @@ def _refuse_text(column: pd.Series, name: str) -> None:
     if pd.api.types.is_numeric_dtype(column):
         return
     known = column.dropna()
-    text = known[pd.to_numeric(known, errors="coerce").isna()]
-    example = f", such as {text.iloc[0]!r} in row {text.index[0] + 1}" if len(text) else ""
-    raise TableError(f"the target {name!r} is not numeric: {len(text)} of its {len(known)} values are text{example}")
+    text = known[pd.Series(pd.to_numeric(known, errors="coerce")).isna()]
+    raise TableError(
+        f"the target {name!r} is not numeric: {len(text)} of its {len(known)} values are text, such as {text.iloc[0]!r} "
+        f"in row {text.index[0] + 1}"
+    )
 
 
 def _rows(count: int) -> str:
@@ -149,16 +151,22 @@ def prepare(table: Table, seed: int) -> Prepared:
     train, validation = train_test_split(rest, test_size=0.15, random_state=seed)
     preparation = _preparation(table.features).fit(table.features.iloc[train])
     numeric = preparation.output_indices_["numbers"]
-    scaler = StandardScaler().fit(table.target[train, None])
-    mean, scale = float(scaler.mean_[0]), float(scaler.scale_[0])  # pyright: ignore[reportOptionalSubscript]
+    scaler: Any = StandardScaler().fit(table.target[train, None])
 
     def arrays(chosen: np.ndarray) -> Rows:
         inputs = np.asarray(preparation.transform(table.features.iloc[chosen]), "float32")
         raw = table.target[chosen]
         return Rows(inputs, np.asarray(scaler.transform(raw[:, None]), "float32"), raw)
 
-    sets = [arrays(chosen) for chosen in (train, validation, held_out)]
-    return Prepared(*sets, numeric.stop - numeric.start, mean, scale, preparation)
+    return Prepared(
+        arrays(train),
+        arrays(validation),
+        arrays(held_out),
+        numeric=numeric.stop - numeric.start,
+        target_mean=float(scaler.mean_[0]),
+        target_scale=float(scaler.scale_[0]),
+        preparation=preparation,
+    )
 
 
 def _preparation(features: pd.DataFrame) -> ColumnTransformer:
