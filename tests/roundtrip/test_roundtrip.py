@@ -62,7 +62,9 @@ def _compare(reports: dict[str, Any], again: dict[str, Any], tolerance: float) -
 def _settings(config: Any) -> Any:
     """A config without what is not of the part: the numbers of shared objects, and what differs by backend in Keras."""
     if isinstance(config, dict):
-        of_process = {"shared_object_id", "jit_compile"} | ({"module"} if str(config.get("module")).startswith("keras") else set())
+        of_process = {"shared_object_id", "jit_compile"} | (
+            {"module", "registered_name"} if str(config.get("module")).startswith("keras") else set()
+        )
         return {key: _settings(value) for key, value in config.items() if key not in of_process}
     return [_settings(value) for value in config] if isinstance(config, list) else config
 
