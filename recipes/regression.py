@@ -40,7 +40,7 @@ from tables import Prepared, Table, TableError, default_table, prepare, read_tab
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 PREDICT_BATCH = 1024
-PATIENCE = 30
+PATIENCE = 20
 
 
 @dataclass(frozen=True)

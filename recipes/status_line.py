@@ -5,6 +5,7 @@ A terminal gets one line that is written over; anything else, a log file or a pi
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -44,7 +45,8 @@ class Interruption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         signal.signal(signal.SIGINT, self._previous)
-        print("\nstopping; the run is saved first (Ctrl-C again: at once, unsaved)", file=sys.stderr, flush=True)
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nstopping; what was reached is saved first (Ctrl-C again: at once, unsaved)\n")
 
 
 class StatusLine(keras.callbacks.Callback):
@@ -61,7 +63,7 @@ class StatusLine(keras.callbacks.Callback):
         self.quiet = quiet
         self.on_terminal = sys.stdout.isatty() and not quiet
         self.bar = Progress(
-            BarColumn(12), TextColumn("{task.description}"), console=Console(highlight=False), disable=not self.on_terminal
+            BarColumn(10), TextColumn("{task.description}"), console=Console(highlight=False), disable=not self.on_terminal
         )
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -79,23 +81,24 @@ class StatusLine(keras.callbacks.Callback):
         if self.interruption.asked:
             model: Any = self.model
             model.stop_training = True
+        self.done = self.epoch * self.steps + batch + 1
         now = time.perf_counter()
         if not self.started:
             # The first step compiles, and tells nothing of the rate.
             self.started, self.before = now, 1
         if self.on_terminal and now - self.shown > 0.1:
             self.shown = now
-            self._show(self.epoch * self.steps + batch + 1, now, logs)
+            self._show(now, logs)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.validation = f"  val {readable(logs[f'val_{self.metric}'])}"
-        done, now = (epoch + 1) * self.steps, time.perf_counter()
-        self.line = self._show(done, now, logs)
+        self.validation = f" val {readable(logs[f'val_{self.metric}'])}"
+        now = time.perf_counter()
+        self.line = self._show(now, logs)
         if epoch == 0:
             # So does the first epoch's end, where the validation compiles.
-            self.started, self.before = now, done
+            self.started, self.before = now, self.done
         every = -(-self.epochs // LINES)
-        self.pending = (epoch + 1) % every != 0
+        self.pending = epoch > 0 and (epoch + 1) % every != 0
         if not self.pending:
             self._print()
 
@@ -104,16 +107,16 @@ class StatusLine(keras.callbacks.Callback):
             self._print()
         self.bar.stop()
 
-    def _show(self, done: int, now: float, logs: Any) -> str:
+    def _show(self, now: float, logs: Any) -> str:
         # Steps a second since the clock was set; none have been made yet right after that.
-        rate = (done - self.before) / max(now - self.started, 1e-9)
-        left = int((self.epochs * self.steps - done) / rate) if rate else 0
+        rate = (self.done - self.before) / max(now - self.started, 1e-9)
+        left = int((self.epochs * self.steps - self.done) / rate) if rate else 0
         line = (
-            f"epoch {self.epoch + 1}/{self.epochs}  {rate * self.rows / self.steps:,.0f} rows/s  "
-            f"loss {float(logs['loss']):.4f}  {self.metric} {readable(float(logs[self.metric]))}{self.validation}  "
+            f"epoch {self.epoch + 1}/{self.epochs} {rate * self.rows / self.steps:,.0f} rows/s "
+            f"loss {float(logs['loss']):.4f} {self.metric} {readable(float(logs[self.metric]))}{self.validation} "
             f"{left // 60}:{left % 60:02} left"
         )
-        self.bar.update(self.task, completed=done, description=line)
+        self.bar.update(self.task, completed=self.done, description=line)
         return line
 
     def _print(self) -> None:

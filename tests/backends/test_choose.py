@@ -65,6 +65,13 @@ def test_a_configured_backend_that_is_not_there_is_named(fresh, tmp_path):
         backends.choose()
 
 
+def test_the_default_that_keras_writes_itself_is_nobodys_choice(fresh, tmp_path):
+    fresh("torch")
+    (tmp_path / "keras.json").write_text(json.dumps({"backend": "tensorflow"}))
+    backends.choose()
+    assert os.environ["KERAS_BACKEND"] == "torch"
+
+
 def test_a_broken_configuration_file_counts_as_none(fresh, tmp_path):
     fresh("jax")
     (tmp_path / "keras.json").write_text("{")

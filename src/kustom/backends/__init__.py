@@ -33,7 +33,8 @@ def choose() -> None:
     if "keras" in sys.modules or os.environ.get("KERAS_BACKEND"):
         return
     configured = _configured()
-    if configured is not None:
+    # Keras writes its default into the file when it first starts, whatever runs; that is nobody's choice.
+    if configured is not None and (configured != KNOWN[0] or _installed(configured)):
         if configured in KNOWN and not _installed(configured):
             raise BackendError(
                 f"Keras's configuration file {_configuration_file()} chooses the backend {configured!r}, which is not "
