@@ -75,7 +75,7 @@ def train(data: Prepared, options: Options, interruption: Interruption) -> Train
     rows = len(data.train)
     model = network_for(rows, data.numeric)
     model.compile(
-        optimizer=keras.optimizers.Nadam(1e-3 if rows < SMALL_TABLE else 2e-3),
+        optimizer=keras.optimizers.Nadam(5e-3 if rows < SMALL_TABLE else 2e-3),
         loss=huber(threshold=options.threshold),
         metrics=[rmse(scale=data.target_scale)],
     )
@@ -92,7 +92,7 @@ def train(data: Prepared, options: Options, interruption: Interruption) -> Train
         epochs=options.epochs,
         batch_size=options.batch_size,
         callbacks=[best, slower, status],
-        verbose=0,  # pyright: ignore[reportArgumentType]
+        verbose=0,
     ).history
     seconds = time.perf_counter() - started
     ended_by = "Ctrl-C" if interruption.asked else "early stopping" if best.stopped_epoch else "the last epoch"
@@ -120,12 +120,12 @@ def compare(data: Prepared, predictions: np.ndarray) -> dict[str, Any]:
 def save(training: Training, data: Prepared, folder: Path) -> np.ndarray:
     """Write the model, what it makes of the held-out rows, and the preparation that new rows need; return predictions."""
     rows = data.held_out
-    predictions = training.model.predict(rows.inputs, batch_size=PREDICT_BATCH, verbose=0)  # pyright: ignore[reportArgumentType]
+    predictions = training.model.predict(rows.inputs, batch_size=PREDICT_BATCH, verbose=0)
     report = training.model.evaluate(
         rows.inputs,
         rows.targets,
         batch_size=PREDICT_BATCH,
-        verbose=0,  # pyright: ignore[reportArgumentType]
+        verbose=0,
         return_dict=True,
     )
     with whole(folder / "model.keras") as partial:
@@ -216,7 +216,7 @@ def run(table: Table, data: Prepared, folder: Path, options: Options) -> int:
 
 def main(
     data: Annotated[Path | None, typer.Option(help="A CSV file with a header line. Default: scikit-learn's diabetes.")] = None,
-    target: Annotated[str | None, typer.Option(help="The column of FILE to predict.")] = None,
+    target: Annotated[str | None, typer.Option(help="The column to predict.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="At most; early stopping mostly comes first.")] = 200,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Rows a step. Default: 256, or 32 for a small table.")] = None,
     threshold: Annotated[float, typer.Option(help="Of the Huber loss, in standard deviations of the target.")] = 1.0,

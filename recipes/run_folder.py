@@ -82,6 +82,7 @@ def write_learning_curve(path: Path, history: dict[str, list[float]], *, best_ep
     axes.plot(epochs, validation, color=VALIDATION, label="validation", **shared)
     kept = {"color": VALIDATION, "markersize": 9, "markeredgecolor": "white", "markeredgewidth": 1.5}
     axes.plot([best_epoch], [validation[best_epoch - 1]], "o", label=f"kept: epoch {best_epoch}", **kept)
+    axes.set_xlim(0.5, len(train) + 0.5)
     _dress(axes)
     axes.set_title(f"{title}\n", loc="left", fontsize=13, fontweight="bold", color=TEXT)
     axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=9.5, color=TEXT)
@@ -91,10 +92,9 @@ def write_learning_curve(path: Path, history: dict[str, list[float]], *, best_ep
 
 def _dress(axes: Axes) -> None:
     axes.set_xlabel("epoch", color=TEXT)
-    axes.set_ylabel("loss (Huber, of the standardised target)", color=TEXT)
-    axes.set_yscale("log")
-    axes.grid(axis="y", which="both", color=GRID, linewidth=0.8)
-    axes.tick_params(colors=TEXT, which="both", length=0)
+    axes.set_ylabel("loss (Huber, with penalties)", color=TEXT)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.tick_params(colors=TEXT, length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.legend(frameon=False, labelcolor=TEXT)

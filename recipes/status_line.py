@@ -108,13 +108,14 @@ class StatusLine(keras.callbacks.Callback):
         self.bar.stop()
 
     def _show(self, now: float, logs: Any) -> str:
-        # Steps a second since the clock was set; none have been made yet right after that.
+        # Steps a second since the clock was set. Right after that none have been made, and nothing is known of the pace.
         rate = (self.done - self.before) / max(now - self.started, 1e-9)
         left = int((self.epochs * self.steps - self.done) / rate) if rate else 0
         line = (
-            f"epoch {self.epoch + 1}/{self.epochs} {rate * self.rows / self.steps:,.0f} rows/s "
-            f"loss {float(logs['loss']):.4f} {self.metric} {readable(float(logs[self.metric]))}{self.validation} "
-            f"{left // 60}:{left % 60:02} left"
+            f"epoch {self.epoch + 1}/{self.epochs}"
+            + (f" {rate * self.rows / self.steps:,.0f} rows/s" if rate else "")
+            + f" loss {float(logs['loss']):.4f} {self.metric} {readable(float(logs[self.metric]))}{self.validation}"
+            + (f" {left // 60}:{left % 60:02} left" if rate else "")
         )
         self.bar.update(self.task, completed=self.done, description=line)
         return line
