@@ -17,9 +17,9 @@ import keras
 import numpy as np
 
 from kustom.backends import keras as private
-from kustom.defining import classes
 from kustom.defining.config import decode, encode, same
 from kustom.defining.settings import MISSING, Setting, fill, hold, leaves, show, unknown_setting
+from kustom.defining.tracking import check_tracking
 from kustom.errors import (
     ConfigError,
     DefinitionError,
@@ -287,7 +287,7 @@ def _finish(self: Any, outermost: bool) -> None:
         self.setup()
     if not outermost:
         return
-    classes.check_tracking(self)
+    check_tracking(self)
     given = vars(self)[_GIVEN]
     object.__setattr__(self, _MADE, {name: _snapshot(getattr(self, name, value)) for name, value in given.items()})
     cls = type(self)

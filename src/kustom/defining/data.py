@@ -89,7 +89,7 @@ def call(function: Callable[..., Any], owner: str, data: dict[str, Any], named: 
         got = ", ".join(f"{name} is {kind_of(x)}" for name, x in tensors.items())
         raise DtypeMixError(
             f"{owner} mixes dtypes by an operator, which this backend refuses: {got}. Integers and booleans arrive as they "
-            f"are; write ops.subtract(a, b) for a - b (and ops.add, ops.multiply, ...), or first ops.cast({exact[0]}, ...)."
+            f"are; write ops.subtract(a, b) for a - b (and ops.multiply, ops.greater, ...), or first ops.cast({exact[0]}, ...)."
         ) from error
 
 

@@ -299,6 +299,8 @@ class FunctionLayer(keras.layers.Layer):
     def made(self) -> None:
         if "seed" in self.definition.settings:
             self._generator = keras.random.SeedGenerator(self.seed)  # type: ignore[attr-defined]
+        # There are no weights to build, and Keras warns of a layer that is never built.
+        self.built = True
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         inputs, named = self.definition.bind_call(args, kwargs)

@@ -36,19 +36,20 @@ class Place:
     line: int
 
     def __str__(self) -> str:
-        where = f"{self.file}:{self.line}" if self.file else "an unknown place"
+        where = f"{self.file}:{self.line}" if self.line else self.file or "an unknown place"
         return f"{self.module}.{self.qualname} ({where})"
 
 
 def place_of(definition: types.FunctionType | type) -> Place:
     """Where a function or class was defined; a class counts where its first method stands."""
+    own = getattr(sys.modules.get(definition.__module__), "__file__", None)
     code = getattr(definition, "__code__", None)
     if code is None:
         members = [inspect.unwrap(member) for member in vars(definition).values() if isinstance(member, types.FunctionType)]
-        own = getattr(sys.modules.get(definition.__module__), "__file__", None)
+        # Of a class of fields alone only the file is known.
         codes = [member.__code__ for member in members if own is None or member.__code__.co_filename == own]
         code = min(codes, key=lambda c: c.co_firstlineno, default=None)
-    file, line = (code.co_filename, code.co_firstlineno) if code is not None else ("", 0)
+    file, line = (code.co_filename, code.co_firstlineno) if code is not None else (own or "", 0)
     return Place(definition.__module__, definition.__qualname__, file, line)
 
 

@@ -2,7 +2,7 @@
 
 It writes what the author would have had to write and keep in step: the constructor, the config and its way back, the
 `repr`, the registration. What is hand-written is respected. `constructing` holds how a part is made, `classes` how parts
-of each kind are called and built; here the class is read and put together.
+of each kind are called, `building` how layers are built; here the class is read and put together.
 """
 
 from __future__ import annotations
