@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from kustom.defining.settings import field as field
     from kustom.defining.sums import Ratio as Ratio
     from kustom.defining.sums import Sums as Sums
+    from kustom.gradients.tape import GradientTape as GradientTape
 
 _HOMES = {
     "loss": "kustom.defining.decorators",
@@ -44,6 +45,7 @@ _HOMES = {
     "field": "kustom.defining.settings",
     "Ratio": "kustom.defining.sums",
     "Sums": "kustom.defining.sums",
+    "GradientTape": "kustom.gradients.tape",
 }
 _MODULES = ("errors", "textbook", "typing")
 

@@ -21,6 +21,9 @@ __all__ = [
     "ConfigError",
     "DefinitionError",
     "DtypeMixError",
+    "GradientCheckError",
+    "GradientError",
+    "GradientWarning",
     "KustomError",
     "MissingSettingError",
     "NameClashError",
@@ -28,6 +31,7 @@ __all__ = [
     "ReturnError",
     "SettingError",
     "ShapeError",
+    "TapeError",
     "TfKerasError",
     "TrackingError",
     "UnknownSettingError",
@@ -180,6 +184,45 @@ class VersionError(ConfigError):
 
     Wrong: reading with `@kustom.part` (version 1) what `@kustom.part(version=2, migrate=...)` wrote.
     Right: install the package version that the file was written with.
+    """
+
+
+class TapeError(KustomError, RuntimeError):
+    """A tape was asked for what it cannot give, or can no longer give.
+
+    Wrong, since a tape gives one gradient and forgets::
+
+        with kustom.GradientTape() as tape:
+            loss = f(w)
+        tape.gradient(loss, w)
+        tape.gradient(loss, w)
+
+    Right: `kustom.GradientTape(persistent=True)`, or both in one call: `tape.gradient(loss, [w, v])`.
+    """
+
+
+class GradientError(KustomError, ValueError):
+    """A gradient was asked by, of or with something that it cannot be taken by, of or with.
+
+    Wrong: `tape.gradient(loss, "kernel")`, `kustom.grad(f, argnums=2)(x, y)`.
+    Right: `tape.gradient(loss, layer.kernel)`, `kustom.grad(f, argnums=1)(x, y)`.
+    """
+
+
+class GradientCheckError(KustomError, AssertionError):
+    """A gradient does not agree with differences of the function; the text is a table of what was measured.
+
+    Wrong: `@kustom.custom_gradient` over `y = x**3` with `lambda upstream: upstream * 2 * x**2`.
+    Right: `lambda upstream: upstream * 3 * x**2`.
+    """
+
+
+class GradientWarning(KustomError, UserWarning):
+    """A gradient is probably not the one that was meant.
+
+    Wrong: `tape.gradient(loss_fn(y, y_pred), variables)` where the loss function gives a value a sample: it is the
+    gradient of their sum, and with a batch of 32 it is 32 times that of their mean.
+    Right: `tape.gradient(ops.mean(loss_fn(y, y_pred)), variables)`.
     """
 
 

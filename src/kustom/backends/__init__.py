@@ -51,8 +51,11 @@ def choose() -> None:
         print(f"kustom: no backend was chosen; taking {installed[0]} (KERAS_BACKEND={installed[0]})", file=sys.stderr)
 
 
-def current() -> ModuleType:
+def current(room: str = "") -> ModuleType:
     """The module of the backend that Keras runs on, such as `kustom.backends.jax`.
+
+    Args:
+        room: One of the folders that have a module for each backend, such as `tapes`; the backend's own where it is empty.
 
     Raises:
         BackendError: Keras runs on a backend that kustom has no room for.
@@ -62,7 +65,7 @@ def current() -> ModuleType:
     name = keras.backend.backend()
     if name not in KNOWN:
         raise BackendError(f"kustom works on {', '.join(KNOWN)}; Keras runs on {name!r}. Set KERAS_BACKEND to one of them.")
-    return importlib.import_module(f"kustom.backends.{name}")
+    return importlib.import_module(f"kustom.backends.{room}.{name}" if room else f"kustom.backends.{name}")
 
 
 def _installed(name: str) -> bool:

@@ -6,7 +6,12 @@ not from here.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
+import threading
+from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import keras
@@ -24,10 +29,12 @@ from keras.src.utils.python_utils import is_default
 __all__ = [
     "RESERVED",
     "ROOTS",
+    "backend_module",
     "compute_output_spec",
     "get_keras_mask",
     "has_value",
     "in_call",
+    "in_layer_call",
     "is_assigned",
     "is_default",
     "is_float_dtype",
@@ -43,9 +50,12 @@ __all__ = [
     "set_keras_mask",
     "share",
     "standardize_dtype",
+    "stored",
+    "telling_reads",
     "to_snake_case",
     "track",
     "tracked",
+    "uninitialized",
 ]
 
 # What Keras, or one of its backends, keeps under these names on an instance; the rest is found with `dir(base)`. The
@@ -205,3 +215,74 @@ def has_value(variable: keras.Variable) -> bool:
     While Keras's JAX step runs, its variables have given theirs away.
     """
     return variable._value is not None or is_assigned(variable)
+
+
+def stored(variable: keras.Variable) -> Any:
+    """What `variable` holds here, before any cast: the open stateless scope's value, else its own; None if it has none."""
+    scope = get_stateless_scope()
+    value = scope.get_current_value(variable) if scope is not None else None
+    return variable._value if value is None else value
+
+
+def uninitialized() -> list[keras.Variable]:
+    """The variables that were made in a stateless scope and have no value yet."""
+    return list(global_state.get_global_attribute("uninitialized_variables") or ())
+
+
+def in_layer_call() -> bool:
+    """Whether this thread is inside the call of a layer."""
+    return global_state.get_global_attribute("current_call_ctx") is not None
+
+
+def backend_module(name: str) -> ModuleType:
+    """A module of Keras's code for the backend in use, such as `nn`."""
+    return importlib.import_module(f"keras.src.backend.{backend.backend()}.{name}")
+
+
+_lock = threading.Lock()
+_told = 0
+
+
+@contextlib.contextmanager
+def telling_reads(reader: Callable[[keras.Variable, Any], Any]) -> Iterator[None]:
+    """While it is on, in any thread, have `reader(variable, value)` say what a reader of a variable gets, before any cast.
+
+    The property is exchanged for as long only, so that code which has no use for it runs Keras's own.
+    """
+    global _told
+    with _lock:
+        _told += 1
+        if _told == 1:
+            _exchange(reader)
+    try:
+        yield
+    finally:
+        with _lock:
+            _told -= 1
+            if not _told:
+                _restore()
+
+
+_KEPT: list[Any] = []
+
+
+def _exchange(reader: Callable[[keras.Variable, Any], Any]) -> None:
+    plain = keras.Variable.value
+    _KEPT.append(vars(keras.Variable).get("value"))
+
+    def value(self: Any) -> Any:
+        held = stored(self)
+        if held is None:
+            return plain.fget(self)
+        told = reader(self, held)
+        return plain.fget(self) if told is held else self._maybe_autocast(told)
+
+    keras.Variable.value = property(value, doc=plain.__doc__)
+
+
+def _restore() -> None:
+    kept = _KEPT.pop()
+    if kept is None:
+        del keras.Variable.value
+    else:
+        keras.Variable.value = kept

@@ -1,0 +1,410 @@
+"""Recording on JAX: each operation is differentiated as it is recorded, and its pullback kept.
+
+JAX hands every primitive to the trace that is current. Ours is current inside the block: where an argument descends from
+something that is watched, the primitive runs under `jax.vjp`, and everything else just runs, so that values stay concrete.
+In a traced function the pullbacks are traced too, and the compiled program is that of `jax.value_and_grad`. Eagerly both
+halves are compiled once a primitive, its parameters and shapes, with only those residuals handed over that are neither
+arguments nor results.
+
+What descends is told by identity. A value is held weakly, so that a recording holds the residuals and nothing else; what
+counts in a recording are the tokens that it gave out.
+
+The interface of JAX's traces moves between minor versions: `SUPPORTED` says with which this one works, and
+`tests/backends/test_tapes.py` fails by name when it has moved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as extend
+from jax.interpreters import ad
+
+from kustom.errors import TapeError
+
+__all__ = ["Recording", "refuse_unsupported"]
+
+# The minor versions of JAX whose traces have the interface that is used here.
+SUPPORTED = ((0, 10),)
+
+
+def refuse_unsupported() -> None:
+    """Say what to do where JAX's traces are not known to be as this file takes them to be.
+
+    Raises:
+        TapeError: JAX has another minor version than those supported, or lacks what the tape rests on.
+    """
+    version = tuple(int(number) for number in jax.__version__.split(".")[:2])
+    needed = {"process_primitive", "process_call", "process_custom_jvp_call", "process_custom_vjp_call", "stage_value"}
+    missing = sorted(name for name in needed if not hasattr(jax.core.Trace, name))
+    missing += [name for name in ("set_current_trace", "take_current_trace") if not hasattr(extend, name)]
+    if version in SUPPORTED and not missing:
+        return
+    known = ", ".join(f"{major}.{minor}" for major, minor in SUPPORTED)
+    reason = (
+        f"JAX's trace interface lacks {', '.join(missing)}" if missing else f"the traces of JAX {jax.__version__} are not known"
+    )
+    raise TapeError(
+        f"kustom.GradientTape rests on the traces of JAX {known}, and {reason}. Install jax of one of these versions, or use "
+        "the functional form, which does not need them: kustom.value_and_grad(f, variables=model.trainable_variables)."
+    )
+
+
+def is_differentiable(x: Any) -> bool:
+    """Whether a gradient can flow through a value of this dtype."""
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+class Recording:
+    """What one tape has seen."""
+
+    def __init__(self, *, persistent: bool, accessed: bool) -> None:
+        self.persistent = persistent
+        self.paused = 0
+        self._open: list[Any] = []
+        self._tokens = itertools.count()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._alive: dict[int, tuple[Any, int]] = {}
+        self._operations: list[_Operation] = []
+        # id: (the variable, the tokens of its values as they were read)
+        self._variables: dict[int, tuple[Any, list[int]]] = {}
+
+    def start(self) -> None:
+        """Record what this thread computes from now on."""
+        with extend.take_current_trace() as parent:
+            pass
+        scope = extend.set_current_trace(_Recorder(self, parent))
+        scope.__enter__()
+        self._open.append(scope)
+
+    def stop(self) -> None:
+        """Record nothing more."""
+        self._open.pop().__exit__(None, None, None)
+
+    def release(self) -> None:
+        """The one gradient has been given."""
+        self.reset()
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Record nothing inside."""
+        self.paused += 1
+        try:
+            yield
+        finally:
+            self.paused -= 1
+
+    def watch(self, x: Any) -> None:
+        """Watch a tensor."""
+        if is_differentiable(x) and self._token(x) is None:
+            self._mark(x)
+
+    def read(self, variable: Any, value: Any) -> Any:
+        """Watch a variable whose `value`, before any cast, is being read; returns what the reader gets.
+
+        A value that this recording has seen computed was assigned to the variable since. An assignment is no operation:
+        the reader gets a copy, which descends from nothing but the variable.
+        """
+        if self.paused or not is_differentiable(value):
+            return value
+        _, tokens = self._variables.setdefault(id(variable), (variable, []))
+        token = self._token(value)
+        if token is not None and token not in tokens:
+            with self._outside():
+                value = jnp.copy(value)
+            token = None
+        if token is None:
+            tokens.append(self._mark(value))
+        return value
+
+    def watched(self) -> list[Any]:
+        """The variables that are watched, in the order in which they were read."""
+        return [variable for variable, _ in self._variables.values()]
+
+    def _mark(self, x: Any) -> int:
+        token = next(self._tokens)
+        self._alive[id(x)] = (weakref.ref(x), token)
+        return token
+
+    def _token(self, x: Any) -> int | None:
+        entry = self._alive.get(id(x))
+        return entry[1] if entry is not None and entry[0]() is x else None
+
+    @contextlib.contextmanager
+    def _outside(self) -> Iterator[None]:
+        """Compute where this recording does not see it, but those around it do."""
+        with extend.take_current_trace() as trace:
+            pass
+        while isinstance(trace, _Recorder) and trace.recording is not self:
+            trace = trace.parent
+        if isinstance(trace, _Recorder):
+            with extend.set_current_trace(trace.parent):
+                yield
+        else:
+            yield
+
+    def run(self, parent: Any, eager: bool, call: _Call, args: Sequence[Any]) -> Any:
+        """Run an operation, and keep its pullback where it descends from something watched."""
+        tokens = [self._token(a) for a in args] if not self.paused and self._alive else ()
+        live = tuple(i for i, token in enumerate(tokens) if token is not None)
+        with extend.set_current_trace(parent):
+            if not live:
+                return call.bind(*args)
+            out, pull, connected = _linearize(call, tuple(args), live, eager)
+        outs = list(out) if isinstance(out, list | tuple) else [out]
+        given = {id(args[i]) for i in live}
+        # What an operation hands on as it is stays what it was.
+        new = [
+            o if linked and is_differentiable(o) and id(o) not in given else None for o, linked in zip(outs, connected, strict=True)
+        ]
+        if any(o is not None for o in new):
+            marks = [None if o is None else self._mark(o) for o in new]
+            again = (call, tuple(args), live) if self.persistent else None
+            self._operations.append(_Operation([tokens[i] for i in live], marks, outs, pull, again))
+        return out
+
+    def gradient(self, targets: list[Any], sources: list[Any], seeds: list[Any], *, recorded: bool) -> list[Any]:
+        """The gradient of the sum of `targets`, each weighed by its seed, for each source; None where there is no way.
+
+        Args:
+            targets: Tensors.
+            sources: Tensors and variables.
+            seeds: A tensor for each target.
+            recorded: A recording sees how the gradient is computed. Where it is this one, residuals must be seen, too.
+        """
+        recorded = recorded and bool(self._open)
+        tokens = [self._tokens_of(source) for source in sources]
+        wanted = {token for each in tokens for token in each}
+        gradients: dict[int, Any] = {}
+        for target, seed in zip(targets, seeds, strict=True):
+            _add(gradients, self._token(target), seed)
+        # A copy: what is recorded meanwhile is appended to the list itself.
+        for operation in reversed(list(self._operations)):
+            if any(token in gradients for token in operation.results if token is not None):
+                cotangents = [None if token is None else gradients.get(token) for token in operation.results]
+                for token in operation.results:
+                    if token not in wanted:
+                        gradients.pop(token, None)  # type: ignore[arg-type]
+                for token, gradient in zip(operation.arguments, operation.pull(cotangents, recorded=recorded), strict=True):
+                    _add(gradients, token, gradient)
+        found = []
+        for each in tokens:
+            parts = [gradients[token] for token in each if token in gradients]
+            found.append(functools.reduce(jnp.add, parts) if parts else None)
+        return found
+
+    def _tokens_of(self, source: Any) -> list[int]:
+        if id(source) in self._variables:
+            return self._variables[id(source)][1]
+        token = self._token(source)
+        return [] if token is None else [token]
+
+    def jacobian(self, target: Any, sources: list[Any], *, recorded: bool) -> list[Any]:
+        """For each source the derivatives of each entry of `target`: shape `(target.size, *source.shape)`, or None."""
+        basis = jnp.eye(target.size, dtype=target.dtype).reshape(target.size, *target.shape)
+        connected: list[bool] = []
+
+        def row(seed: Any) -> list[Any]:
+            found = self.gradient([target], sources, [seed], recorded=recorded)
+            connected[:] = [each is not None for each in found]
+            return [each for each in found if each is not None]
+
+        rows = iter(jax.vmap(row)(basis))
+        return [next(rows) if linked else None for linked in connected]
+
+    def batch_jacobian(self, target: Any, source: Any, *, recorded: bool) -> Any:
+        """The derivatives of each sample's entries by the same sample's: shape `(batch, entries, *source.shape[1:])`, or None."""
+        batch, entries = target.shape[0], int(np.prod(target.shape[1:]))
+        basis = jnp.eye(entries, dtype=target.dtype).reshape(entries, 1, *target.shape[1:])
+        linked: list[bool] = []
+
+        def row(seed: Any) -> Any:
+            [found] = self.gradient([target], [source], [jnp.broadcast_to(seed, (batch, *seed.shape[1:]))], recorded=recorded)
+            linked[:] = [found is not None]
+            return jnp.zeros(()) if found is None else found
+
+        rows = jax.vmap(row)(basis)
+        return jnp.moveaxis(rows, 0, 1) if linked[0] else None
+
+
+def _add(gradients: dict[int, Any], token: int | None, gradient: Any) -> None:
+    if token is not None and gradient is not None:
+        gradients[token] = gradients[token] + gradient if token in gradients else gradient
+
+
+class _Operation:
+    """One operation: the tokens of its arguments that are watched and of its results, and its pullback."""
+
+    __slots__ = ("_again", "_avals", "_pull", "_single", "arguments", "results")
+
+    def __init__(self, arguments: list[Any], results: list[int | None], outs: list[Any], pull: Any, again: Any) -> None:
+        self.arguments = arguments
+        self.results = results
+        self._avals = [jax.typeof(o) for o in outs]
+        self._pull = pull
+        self._again = again
+
+    def pull(self, cotangents: list[Any], *, recorded: bool) -> Sequence[Any]:
+        """The gradients for the watched arguments. Where they are recorded, so are the residuals that they come from."""
+        pull = self._pull
+        if recorded and self._again is not None:
+            call, args, live = self._again
+            _, pull, _ = _linearize(call, args, live, False)
+        return pull(cotangents, self._avals)
+
+
+class _Call:
+    """An operation that is to be run: `bind` runs it; `key` says, where it can be said, what it is."""
+
+    __slots__ = ("bind", "key")
+
+    def __init__(self, bind: Callable[..., Any], key: Any = None) -> None:
+        self.bind = bind
+        self.key = key
+
+
+def _linearize(call: _Call, args: tuple[Any, ...], live: tuple[int, ...], eager: bool) -> tuple[Any, Callable[..., Any], Any]:
+    """Run a call; return its result, its pullback, and which of its results depend on the live arguments."""
+    try:
+        if eager and call.key is not None:
+            try:
+                forward = _forward(*call.key, live)
+            except TypeError:
+                # A parameter that cannot be hashed.
+                pass
+            else:
+                out, residuals, half = forward(*args)
+                outs = list(out) if isinstance(out, list | tuple) else [out]
+                leaves = [(args, outs, residuals)[where][index] for where, index in half.sources]
+                return out, functools.partial(half.pull, leaves), half.connected
+        out, pull = _vjp(call.bind, args, live)
+    except Exception as error:
+        # What can be run, but not differentiated, is an error where a gradient through it is asked for.
+        out = call.bind(*args)
+        outs = out if isinstance(out, list | tuple) else [out]
+        return out, functools.partial(_refuse, error), [True] * len(outs)
+    many = isinstance(out, list | tuple)
+    return out, functools.partial(_pull, pull, many), _connected(pull)
+
+
+def _refuse(error: Exception, cotangents: Any, avals: Any) -> Any:
+    raise error
+
+
+def _vjp(bind: Callable[..., Any], args: tuple[Any, ...], live: tuple[int, ...]) -> tuple[Any, Any]:
+    def of_live(*values: Any) -> Any:
+        every = list(args)
+        for i, value in zip(live, values, strict=True):
+            every[i] = value
+        return bind(*every)
+
+    return jax.vjp(of_live, *(args[i] for i in live))
+
+
+def _connected(pull: Any) -> list[bool]:
+    """Which results depend on the arguments, as JAX has found: not those of `stop_gradient`, for one."""
+    known = pull.fun.args[1]
+    return [not each for each in known]
+
+
+def _pull(pull: Any, many: bool, cotangents: list[Any], avals: list[Any]) -> Any:
+    """Call JAX's pullback, with symbolic zeros for the results that have no gradient."""
+    filled = [ad.Zero(aval.to_ct_aval()) if ct is None else ct for ct, aval in zip(cotangents, avals, strict=True)]
+    return pull(list(filled) if many else filled[0])
+
+
+@functools.lru_cache(8192)
+def _forward(primitive: Any, params: tuple[tuple[str, Any], ...], live: tuple[int, ...]) -> Callable[..., Any]:
+    """The compiled first half of an operation's `vjp`."""
+    named = dict(params)
+
+    def forward(*args: Any) -> Any:
+        out, pull = _vjp(lambda *a: primitive.bind(*a, **named), args, live)
+        outs = list(out) if isinstance(out, list | tuple) else [out]
+        leaves, tree = jax.tree.flatten(pull)
+        places = {**{id(o): (1, i) for i, o in enumerate(outs)}, **{id(a): (0, i) for i, a in enumerate(args)}}
+        residuals: list[Any] = []
+        sources = []
+        for leaf in leaves:
+            if id(leaf) not in places:
+                places[id(leaf)] = (2, len(residuals))
+                residuals.append(leaf)
+            sources.append(places[id(leaf)])
+        return out, residuals, _Half(tree, sources, _connected(pull), isinstance(out, list | tuple))
+
+    return jax.jit(forward)
+
+
+class _Half:
+    """The other half: how residuals become the pullback. Static to JAX, one object a compiled first half."""
+
+    def __init__(self, tree: Any, sources: list[tuple[int, int]], connected: list[bool], many: bool) -> None:
+        self.tree = tree
+        self.sources = sources
+        self.connected = connected
+        self._many = many
+        self._compiled: dict[tuple[bool, ...], Any] = {}
+
+    def pull(self, leaves: list[Any], cotangents: list[Any], avals: list[Any]) -> Any:
+        given = tuple(ct is not None for ct in cotangents)
+        if given not in self._compiled:
+
+            def backward(leaves: list[Any], some: list[Any]) -> Any:
+                rest = iter(some)
+                return _pull(jax.tree.unflatten(self.tree, leaves), self._many, [next(rest) if g else None for g in given], avals)
+
+            self._compiled[given] = jax.jit(backward)
+        return self._compiled[given](leaves, [ct for ct in cotangents if ct is not None])
+
+
+jax.tree_util.register_pytree_node(_Half, lambda half: ((), half), lambda half, _: half)
+
+
+class _Recorder(jax.core.Trace):
+    """The trace that is current inside a tape's block."""
+
+    __slots__ = ("eager", "parent", "recording")
+
+    def __init__(self, recording: Recording, parent: Any) -> None:
+        super().__init__()
+        self.recording = recording
+        self.parent = parent
+        self.eager = parent.eager if isinstance(parent, _Recorder) else type(parent).__name__ == "EvalTrace"
+        self.requires_low = getattr(parent, "requires_low", True)
+
+    def stage_value(self, value: Any) -> Any:
+        return self.parent.stage_value(value)
+
+    def cur_qdd(self, x: Any) -> Any:
+        return self.parent.cur_qdd(x)
+
+    def process_primitive(self, primitive: Any, args: Any, params: Any, /) -> Any:
+        closed = params.get("jaxpr")
+        if primitive.name == "jit" and any(self.recording._token(const) is not None for const in closed.consts):
+            # A compiled function that closes over something watched: JAX keeps it in the program, not among the arguments.
+            with extend.set_current_trace(self):
+                return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *args)
+        call = _Call(lambda *a: primitive.bind(*a, **params), (primitive, tuple(params.items())))
+        return self.recording.run(self.parent, self.eager, call, args)
+
+    def process_call(self, primitive: Any, f: Any, args: Any, params: Any, /) -> Any:
+        return self.recording.run(self.parent, self.eager, _Call(lambda *a: primitive.bind(f, *a, **params)), args)
+
+    def process_custom_jvp_call(self, primitive: Any, fun: Any, jvp: Any, args: Any, /, **params: Any) -> Any:
+        call = _Call(lambda *a: primitive.bind(*a, subfuns=(fun, jvp), **params))
+        return self.recording.run(self.parent, self.eager, call, args)
+
+    def process_custom_vjp_call(self, primitive: Any, fun: Any, fwd: Any, bwd: Any, args: Any, /, **params: Any) -> Any:
+        call = _Call(lambda *a: primitive.bind(*a, subfuns=(fun, fwd, bwd), **params))
+        return self.recording.run(self.parent, self.eager, call, args)

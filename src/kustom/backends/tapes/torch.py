@@ -1,0 +1,285 @@
+"""Recording on PyTorch: autograd builds its graph anyway, so that the tape adds nothing to an operation.
+
+What a tape adds is said of that graph. A plain tensor that is watched requires a gradient inside the block only; its edge
+is kept and works after it. Nodes have a number in the order of their making: those made while the recording was on belong
+to it, and at all others a gradient ends. Connection is decided by walking the graph, so that an unconnected source is None.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import torch
+from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
+
+from kustom.backends import keras as private
+from kustom.errors import TapeError
+
+__all__ = ["Recording", "refuse_unsupported"]
+
+_device = private.backend_module("core").get_device
+
+# Recordings whose graph may be asked again: those that were on at the same time share it.
+_UNUSED: weakref.WeakSet[Recording] = weakref.WeakSet()
+
+
+def refuse_unsupported() -> None:
+    """Say what to do inside `torch.vmap` and its kin, where autograd cannot be asked.
+
+    Raises:
+        TapeError: A transform of `torch.func` is on.
+    """
+    if in_transform():
+        raise TapeError(
+            "kustom.GradientTape does not work inside torch.vmap or torch.func, where autograd cannot be asked. Use the "
+            "functional form there: ops.vectorized_map(kustom.grad(f), x)."
+        )
+
+
+def in_transform() -> bool:
+    """Whether a transform of `torch.func`, such as `vmap`, is on."""
+    return torch._C._functorch.maybe_current_level() is not None
+
+
+def is_differentiable(x: Any) -> bool:
+    """Whether a gradient can flow through a value of this dtype."""
+    return isinstance(x, torch.Tensor) and (x.is_floating_point() or x.is_complex())
+
+
+class Recording:
+    """What one tape has seen."""
+
+    def __init__(self, *, persistent: bool, accessed: bool) -> None:
+        self.persistent = persistent
+        self._scopes: list[contextlib.ExitStack] = []
+        self._overlapping = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        # id: (the tensor, its edge)
+        self._watched: dict[int, tuple[Any, GradientEdge]] = {}
+        self._variables: dict[int, tuple[Any, list[Any]]] = {}
+        self._borrowed: list[Any] = []
+        self._stubs: dict[int, Any] = {}
+        # From the first number to, and without, the last; None while it is on.
+        self._spans: list[list[Any]] = []
+        self._copies: dict[tuple[int, int], Any] = {}
+
+    def start(self) -> None:
+        """Record what this thread computes from now on."""
+        others = [other for other in _UNUSED if other is not self]
+        for other in others:
+            other._overlapping = self._overlapping = True
+        _UNUSED.add(self)
+        stack = contextlib.ExitStack()
+        stack.enter_context(torch.enable_grad())
+        if self.persistent or others:
+            # An assignment writes into the variable's tensor, and the gradient may be asked after it.
+            stack.enter_context(saved_tensors_hooks(self._pack, _unpack))
+        self._scopes.append(stack)
+        self._spans.append([_next_number(), None])
+
+    def stop(self) -> None:
+        """Record nothing more."""
+        self._spans[-1][1] = _next_number()
+        self._scopes.pop().close()
+        for tensor in self._borrowed:
+            tensor.requires_grad_(False)
+        self._borrowed.clear()
+
+    def release(self) -> None:
+        """The one gradient has been given."""
+        _UNUSED.discard(self)
+        self.reset()
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Record nothing inside; what other recordings see is theirs."""
+        self._spans[-1][1] = _next_number()
+        try:
+            yield
+        finally:
+            self._spans.append([_next_number(), None])
+
+    def _pack(self, x: Any) -> Any:
+        if not (x.is_leaf and x.requires_grad):
+            return x
+        key = (id(x), x._version)
+        if key not in self._copies:
+            self._copies[key] = x.detach().clone()
+        return self._copies[key]
+
+    def watch(self, x: Any) -> None:
+        """Watch a tensor."""
+        if not is_differentiable(x) or id(x) in self._watched:
+            return
+        if not x.requires_grad:
+            x.requires_grad_(True)
+            self._borrowed.append(x)
+        self._watched[id(x)] = (x, get_gradient_edge(x))
+
+    def watched(self) -> list[Any]:
+        """The variables that are watched, in the order in which they were read."""
+        return [variable for variable, _ in self._variables.values()]
+
+    def read(self, variable: Any, value: Any) -> Any:
+        """Watch a variable whose `value`, before any cast, is being read; returns what the reader gets."""
+        if _device() == "meta" and value.device.type != "meta":
+            # Keras infers shapes with a new stand-in for each read; one that is read twice must be the same.
+            if id(variable) not in self._stubs:
+                self._stubs[id(variable)] = torch.empty_like(value, device="meta", requires_grad=value.requires_grad)
+            value = self._stubs[id(variable)]
+        if is_differentiable(value):
+            _, values = self._variables.setdefault(id(variable), (variable, []))
+            self.watch(value)
+            if not any(value is other for other in values):
+                values.append(value)
+        return value
+
+    def gradient(self, targets: list[Any], sources: list[Any], seeds: list[Any], *, recorded: bool) -> list[Any]:
+        """The gradient of the sum of `targets`, each weighed by its seed, for each source; None where there is no way.
+
+        Args:
+            targets: Tensors.
+            sources: Tensors and variables.
+            seeds: A tensor for each target.
+            recorded: The gradient is to be differentiable itself.
+        """
+        return self._gradient(targets, sources, seeds, recorded, batched=False)
+
+    def _gradient(self, targets: Any, sources: Any, seeds: Any, recorded: bool, *, batched: bool) -> list[Any]:
+        edges = [self._edges_of(source) for source in sources]
+        wanted = {_key(edge) for each in edges for edge in each}
+        live = []
+        for target, seed in zip(targets, seeds, strict=True):
+            edge = self._edge(target)
+            if edge is not None and (_key(edge) in wanted or self._has(edge.node)):
+                live.append((edge, seed))
+        reached, older = self._walk([_key(edge) for edge, _ in live], wanted)
+        keys = list(dict.fromkeys(_key(edge) for each in edges for edge in each if _key(edge) in reached))
+        found: dict[Any, Any] = {}
+        if keys:
+            hooks = [node.register_prehook(_nothing) for node in older]
+            try:
+                gradients = torch.autograd.grad(
+                    [edge for edge, _ in live],
+                    [GradientEdge(*key) for key in keys],
+                    [seed for _, seed in live],
+                    retain_graph=self.persistent or recorded or self._is_shared(),
+                    create_graph=recorded,
+                    allow_unused=True,
+                    is_grads_batched=batched,
+                )
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            found = dict(zip(keys, gradients, strict=True))
+        result = []
+        for each in edges:
+            parts = [found[_key(edge)] for edge in each if found.get(_key(edge)) is not None]
+            result.append(sum(parts[1:], parts[0]) if parts else None)
+        return [_plain(gradient) for gradient in result]
+
+    def _is_shared(self) -> bool:
+        return self._overlapping and any(other is not self for other in _UNUSED)
+
+    def _edges_of(self, source: Any) -> list[GradientEdge]:
+        if id(source) in self._variables:
+            return [self._watched[id(value)][1] for value in self._variables[id(source)][1]]
+        if isinstance(source, keras.Variable):
+            return []
+        edge = self._edge(source)
+        if edge is None or id(source) in self._watched:
+            return [] if edge is None else [edge]
+        # A result counts where it descends from what is watched; torch has a graph of all else that learns, too.
+        watched = {_key(each) for _, each in self._watched.values()}
+        reached, _ = self._walk([_key(edge)], watched) if self._has(edge.node) else (set(), [])
+        return [edge] if reached & watched else []
+
+    def _edge(self, tensor: Any) -> GradientEdge | None:
+        if id(tensor) in self._watched and self._watched[id(tensor)][0] is tensor:
+            return self._watched[id(tensor)][1]
+        return get_gradient_edge(tensor) if tensor.grad_fn is not None else None
+
+    def _has(self, node: Any) -> bool:
+        """Whether a node was made while this recording was on. Leaves were not made, and have no number."""
+        number = node._sequence_nr()
+        if not node.next_functions and number > 2**62:
+            return True
+        return any(first <= number and (last is None or number < last) for first, last in self._spans)
+
+    def _walk(self, start: list[Any], wanted: set[Any]) -> tuple[set[Any], list[Any]]:
+        """The edges that `start` leads to inside this recording, and the nodes where it ends."""
+        spans = self._spans
+        first, last = (spans[0][0], spans[0][1]) if len(spans) == 1 else (None, None)
+        last = math.inf if last is None else last
+        reached, outside, seen, todo = set(start), [], set(), list(start)
+        while todo:
+            node = todo.pop()[0]
+            if node in seen:
+                continue
+            seen.add(node)
+            for edge in node.next_functions:
+                child = edge[0]
+                if child is None or edge in reached:
+                    continue
+                if edge not in wanted:
+                    inside = first <= child._sequence_nr() < last if first is not None else self._has(child)
+                    if not inside and child.next_functions:
+                        outside.append(child)
+                        continue
+                reached.add(edge)
+                todo.append(edge)
+        return reached, outside
+
+    def jacobian(self, target: Any, sources: list[Any], *, recorded: bool) -> list[Any]:
+        """For each source the derivatives of each entry of `target`: shape `(target.size, *source.shape)`, or None."""
+        basis = torch.eye(target.numel(), dtype=target.dtype, device=target.device)
+        return self._rows(target, sources, basis.reshape(-1, *target.shape), recorded)
+
+    def batch_jacobian(self, target: Any, source: Any, *, recorded: bool) -> Any:
+        """The derivatives of each sample's entries by the same sample's: shape `(batch, entries, *source.shape[1:])`, or None."""
+        entries = math.prod(target.shape[1:])
+        basis = torch.eye(entries, dtype=target.dtype, device=target.device).reshape(entries, 1, *target.shape[1:])
+        [rows] = self._rows(target, [source], basis.expand(entries, *target.shape), recorded)
+        return None if rows is None else rows.movedim(0, 1)
+
+    def _rows(self, target: Any, sources: list[Any], seeds: Any, recorded: bool) -> list[Any]:
+        persistent, self.persistent = self.persistent, True
+        try:
+            return self._gradient([target], sources, [seeds], recorded, batched=True)
+        except RuntimeError as error:
+            # Not every operation can be batched.
+            if "vmap" not in str(error) and "batching rule" not in str(error):
+                raise
+            rows = [self._gradient([target], sources, [seed], recorded, batched=False) for seed in seeds]
+            return [None if column[0] is None else torch.stack(column) for column in zip(*rows, strict=True)]
+        finally:
+            self.persistent = persistent
+
+
+def _key(edge: GradientEdge) -> tuple[Any, int]:
+    return (edge.node, edge.output_nr)
+
+
+def _next_number() -> int:
+    """The number that the next node made by this thread gets."""
+    return torch._C._autograd._get_sequence_nr()
+
+
+def _unpack(x: Any) -> Any:
+    return x
+
+
+def _nothing(gradients: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(None if gradient is None else torch.zeros_like(gradient) for gradient in gradients)
+
+
+def _plain(gradient: Any) -> Any:
+    return gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient

@@ -1,0 +1,1 @@
+"""Differentiate: one gradient tape, and one set of transforms, on every backend."""
