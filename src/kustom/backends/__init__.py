@@ -6,6 +6,7 @@ the module of the backend in use; each has the same names, so that nobody above 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -65,7 +66,12 @@ def current(room: str = "") -> ModuleType:
     name = keras.backend.backend()
     if name not in KNOWN:
         raise BackendError(f"kustom works on {', '.join(KNOWN)}; Keras runs on {name!r}. Set KERAS_BACKEND to one of them.")
-    return importlib.import_module(f"kustom.backends.{room}.{name}" if room else f"kustom.backends.{name}")
+    return _room(f"{room}.{name}" if room else name)
+
+
+@functools.cache
+def _room(name: str) -> ModuleType:
+    return importlib.import_module(f"kustom.backends.{name}")
 
 
 def _installed(name: str) -> bool:

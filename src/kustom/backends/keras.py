@@ -6,11 +6,10 @@ not from here.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -51,11 +50,12 @@ __all__ = [
     "share",
     "standardize_dtype",
     "stored",
-    "telling_reads",
+    "tell_reads",
     "to_snake_case",
     "track",
     "tracked",
     "uninitialized",
+    "untell_reads",
 ]
 
 # What Keras, or one of its backends, keeps under these names on an instance; the rest is found with `dir(base)`. The
@@ -243,24 +243,26 @@ _lock = threading.Lock()
 _told = 0
 
 
-@contextlib.contextmanager
-def telling_reads(reader: Callable[[keras.Variable, Any], Any]) -> Iterator[None]:
-    """While it is on, in any thread, have `reader(variable, value)` say what a reader of a variable gets, before any cast.
+def tell_reads(reader: Callable[[keras.Variable, Any], Any]) -> None:
+    """From now on have `reader(variable, value)` say what a reader of a variable gets, before any cast, in every thread.
 
-    The property is exchanged for as long only, so that code which has no use for it runs Keras's own.
+    The property is exchanged until `untell_reads` has been called as often as this, so that code which has no use for it
+    runs Keras's own. There is one reader.
     """
     global _told
     with _lock:
         _told += 1
         if _told == 1:
             _exchange(reader)
-    try:
-        yield
-    finally:
-        with _lock:
-            _told -= 1
-            if not _told:
-                _restore()
+
+
+def untell_reads() -> None:
+    """Undo one `tell_reads`."""
+    global _told
+    with _lock:
+        _told -= 1
+        if not _told:
+            _restore()
 
 
 _KEPT: list[Any] = []
@@ -268,14 +270,15 @@ _KEPT: list[Any] = []
 
 def _exchange(reader: Callable[[keras.Variable, Any], Any]) -> None:
     plain = keras.Variable.value
+    fget = plain.fget
     _KEPT.append(vars(keras.Variable).get("value"))
 
     def value(self: Any) -> Any:
         held = stored(self)
         if held is None:
-            return plain.fget(self)
+            return fget(self)
         told = reader(self, held)
-        return plain.fget(self) if told is held else self._maybe_autocast(told)
+        return fget(self) if told is held else self._maybe_autocast(told)
 
     keras.Variable.value = property(value, doc=plain.__doc__)
 

@@ -77,37 +77,36 @@ class GradientTape:
         self._recording = tapes.Recording(persistent=persistent, accessed=watch_accessed_variables)
         self._is_differentiable = tapes.is_differentiable
         self._told: list[int] = []
-        self._scope: contextlib.ExitStack | None = None
+        self._is_open = False
         self._paused = 0
         self._used = False
 
     def __repr__(self) -> str:
-        state = "recording" if self._scope is not None else "used" if self._used and not self._persistent else "closed"
+        state = "recording" if self._is_open else "used" if self._used and not self._persistent else "closed"
         return f"<kustom.GradientTape, {'persistent, ' if self._persistent else ''}{state}>"
 
     @hide_frames
     def __enter__(self) -> GradientTape:
-        if self._scope is not None:
+        if self._is_open:
             raise TapeError("this tape is recording already; open another one inside it.")
         if self._used and not self._persistent:
             raise TapeError("this tape has given its one gradient; make another one, or a persistent one.")
         current("tapes").refuse_unsupported()
-        stack = contextlib.ExitStack()
-        stack.enter_context(private.telling_reads(_read))
         self._recording.start()
-        stack.callback(self._recording.stop)
+        private.tell_reads(_read)
         _open.tapes.append(self)
-        stack.callback(_open.tapes.remove, self)
-        self._scope = stack
+        self._is_open = True
         return self
 
     def __exit__(self, *error: object) -> None:
         self._close()
 
     def _close(self) -> None:
-        if self._scope is not None:
-            scope, self._scope = self._scope, None
-            scope.close()
+        if self._is_open:
+            self._is_open = False
+            _open.tapes.remove(self)
+            private.untell_reads()
+            self._recording.stop()
 
     def _watches(self, variable: keras.Variable) -> bool:
         return not self._paused and ((self._accessed and variable.trainable) or id(variable) in self._told)
@@ -125,7 +124,7 @@ class GradientTape:
         flat = keras.tree.flatten(tensor)
         for x in flat:
             self._refuse_strangers(x, "watched")
-        if self._scope is None:
+        if not self._is_open:
             raise TapeError("watch() was called outside of the tape's block, where nothing is recorded; call it inside.")
         for x in flat:
             if isinstance(x, keras.Variable):
@@ -147,7 +146,7 @@ class GradientTape:
         Raises:
             TapeError: The tape is not recording.
         """
-        if self._scope is None:
+        if not self._is_open:
             raise TapeError("stop_recording() was called where the tape is not recording; call it inside its block.")
         self._paused += 1
         try:
@@ -185,7 +184,7 @@ class GradientTape:
             GradientError: A target or source is no tensor, shapes do not fit, or `unconnected_gradients` is neither.
         """
         zero = _wants_zeros(unconnected_gradients)
-        targets = [self._target(t) for t in keras.tree.flatten(target)]
+        targets = [self._target(t) for t in _flat(target)]
         flat = self._sources(sources)
         seeds = self._seeds(targets, output_gradients)
         if output_gradients is None:
@@ -289,7 +288,7 @@ class GradientTape:
         return self._recording.read(target, held) if self._watches(target) else held
 
     def _sources(self, sources: Any) -> list[Any]:
-        flat = keras.tree.flatten(sources)
+        flat = _flat(sources)
         for x in flat:
             self._refuse_strangers(x, "what is differentiated by")
         return flat
@@ -308,7 +307,7 @@ class GradientTape:
         seeds = []
         for target, seed in zip(targets, given, strict=True):
             if seed is None:
-                seeds.append(ops.ones_like(target))
+                seeds.append(None)
                 continue
             seed = seed.value if isinstance(seed, keras.Variable) else seed
             seed = ops.cast(ops.convert_to_tensor(seed), private.standardize_dtype(target.dtype))
@@ -333,9 +332,24 @@ def _zeros(x: Any) -> Any:
     return ops.zeros(ops.shape(x), dtype=private.standardize_dtype(x.dtype))
 
 
+def _is_leaf(x: Any) -> bool:
+    return isinstance(x, keras.Variable) or ops.is_tensor(x)
+
+
+def _flat(structure: Any) -> list[Any]:
+    if _is_leaf(structure):
+        return [structure]
+    # A plain list is the common case, and a walk over it costs as much as ten small operations.
+    if type(structure) is list and all(map(_is_leaf, structure)):
+        return structure
+    return keras.tree.flatten(structure)
+
+
 def _packed(structure: Any, flat: list[Any]) -> Any:
-    if isinstance(structure, keras.Variable) or ops.is_tensor(structure):
+    if _is_leaf(structure):
         return flat[0]
+    if type(structure) is list and len(structure) == len(flat):
+        return flat
     return keras.tree.pack_sequence_as(structure, flat)
 
 
@@ -345,10 +359,10 @@ _warned = False
 def _warn_of_sums(targets: list[Any], sources: list[Any]) -> None:
     """Warn, once, of the textbook's slip: the gradient of a loss a sample is that of their sum, not of their mean."""
     global _warned
-    if _warned or not any(isinstance(x, keras.Variable) and x.trainable for x in sources):
+    many = next((t for t in targets if len(t.shape) and any(size != 1 for size in t.shape)), None)
+    if many is None or _warned:
         return
-    many = next((t for t in targets if any(size != 1 for size in t.shape)), None)
-    if many is not None:
+    if any(isinstance(x, keras.Variable) and x.trainable for x in sources):
         _warned = True
         warnings.warn(
             f"the target of a gradient by trainable variables has the shape {tuple(many.shape)}: the gradient is that of the sum "

@@ -180,7 +180,7 @@ class Recording:
         Args:
             targets: Tensors.
             sources: Tensors and variables.
-            seeds: A tensor for each target.
+            seeds: For each target a tensor, or None for ones.
             recorded: A recording sees how the gradient is computed. Where it is this one, residuals must be seen, too.
         """
         recorded = recorded and bool(self._open)
@@ -188,7 +188,7 @@ class Recording:
         wanted = {token for each in tokens for token in each}
         gradients: dict[int, Any] = {}
         for target, seed in zip(targets, seeds, strict=True):
-            _add(gradients, self._token(target), seed)
+            _add(gradients, self._token(target), jnp.ones_like(target) if seed is None else seed)
         # A copy: what is recorded meanwhile is appended to the list itself.
         for operation in reversed(list(self._operations)):
             if any(token in gradients for token in operation.results if token is not None):

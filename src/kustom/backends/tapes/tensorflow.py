@@ -94,7 +94,7 @@ class Recording:
         Args:
             targets: Tensors.
             sources: Tensors and variables.
-            seeds: A tensor for each target.
+            seeds: For each target a tensor, or None for ones.
             recorded: Whether it is recorded: TensorFlow knows.
         """
         groups = [self._values_of(source) for source in sources]

@@ -62,10 +62,10 @@ class Recording:
 
     def reset(self) -> None:
         """Forget everything."""
-        # id: (the tensor, its edge)
-        self._watched: dict[int, tuple[Any, GradientEdge]] = {}
+        self._watched: dict[int, Any] = {}
         self._variables: dict[int, tuple[Any, list[Any]]] = {}
         self._borrowed: list[Any] = []
+        self._edges: dict[int, GradientEdge] = {}
         self._stubs: dict[int, Any] = {}
         # From the first number to, and without, the last; None while it is on.
         self._spans: list[list[Any]] = []
@@ -90,6 +90,8 @@ class Recording:
         self._spans[-1][1] = _next_number()
         self._scopes.pop().close()
         for tensor in self._borrowed:
+            # Its edge works after it, too.
+            self._edges[id(tensor)] = get_gradient_edge(tensor)
             tensor.requires_grad_(False)
         self._borrowed.clear()
 
@@ -122,7 +124,7 @@ class Recording:
         if not x.requires_grad:
             x.requires_grad_(True)
             self._borrowed.append(x)
-        self._watched[id(x)] = (x, get_gradient_edge(x))
+        self._watched[id(x)] = x
 
     def watched(self) -> list[Any]:
         """The variables that are watched, in the order in which they were read."""
@@ -130,14 +132,22 @@ class Recording:
 
     def read(self, variable: Any, value: Any) -> Any:
         """Watch a variable whose `value`, before any cast, is being read; returns what the reader gets."""
+        entry = self._variables.get(id(variable))
+        if entry is not None and entry[1][-1] is value:
+            return value
+        if entry is None and value.requires_grad and _device() != "meta":
+            # What is read most, at least cost.
+            self._variables[id(variable)] = (variable, [value])
+            self._watched[id(value)] = value
+            return value
         if _device() == "meta" and value.device.type != "meta":
             # Keras infers shapes with a new stand-in for each read; one that is read twice must be the same.
             if id(variable) not in self._stubs:
                 self._stubs[id(variable)] = torch.empty_like(value, device="meta", requires_grad=value.requires_grad)
             value = self._stubs[id(variable)]
         if is_differentiable(value):
-            _, values = self._variables.setdefault(id(variable), (variable, []))
             self.watch(value)
+            _, values = self._variables.setdefault(id(variable), (variable, []))
             if not any(value is other for other in values):
                 values.append(value)
         return value
@@ -148,29 +158,36 @@ class Recording:
         Args:
             targets: Tensors.
             sources: Tensors and variables.
-            seeds: A tensor for each target.
+            seeds: For each target a tensor, or None for ones.
             recorded: The gradient is to be differentiable itself.
         """
         return self._gradient(targets, sources, seeds, recorded, batched=False)
 
     def _gradient(self, targets: Any, sources: Any, seeds: Any, recorded: bool, *, batched: bool) -> list[Any]:
-        edges = [self._edges_of(source) for source in sources]
-        wanted = {_key(edge) for each in edges for edge in each}
-        live = []
+        groups = [self._values_of(source) for source in sources]
+        starts = []
         for target, seed in zip(targets, seeds, strict=True):
-            edge = self._edge(target)
-            if edge is not None and (_key(edge) in wanted or self._has(edge.node)):
-                live.append((edge, seed))
-        reached, older = self._walk([_key(edge) for edge, _ in live], wanted)
-        keys = list(dict.fromkeys(_key(edge) for each in edges for edge in each if _key(edge) in reached))
-        found: dict[Any, Any] = {}
-        if keys:
+            if target.grad_fn is not None or target is self._watched.get(id(target)):
+                starts.append((self._edge(target), torch.ones_like(target) if seed is None else seed))
+        inputs = [value for group in groups for value in group]
+        older: list[Any] = []
+        if not self._is_whole([edge.node for edge, _ in starts]):
+            # Odd, and slow: something was made outside, and a gradient ends there.
+            edges = [self._edge(value) for value in inputs]
+            wanted = {_key(edge) for edge in edges}
+            starts = [(edge, seed) for edge, seed in starts if _key(edge) in wanted or self._has(edge.node)]
+            reached, older = self._walk([_key(edge) for edge, _ in starts], wanted)
+            unreached = {id(value) for value, edge in zip(inputs, edges, strict=True) if _key(edge) not in reached}
+            groups = [[value for value in group if id(value) not in unreached] for group in groups]
+            inputs = [value for group in groups for value in group]
+        gradients: Any = ()
+        if inputs and starts:
             hooks = [node.register_prehook(_nothing) for node in older]
             try:
                 gradients = torch.autograd.grad(
-                    [edge for edge, _ in live],
-                    [GradientEdge(*key) for key in keys],
-                    [seed for _, seed in live],
+                    [edge for edge, _ in starts],
+                    [self._edges.get(id(value), value) for value in inputs],
+                    [seed for _, seed in starts],
                     retain_graph=self.persistent or recorded or self._is_shared(),
                     create_graph=recorded,
                     allow_unused=True,
@@ -179,33 +196,34 @@ class Recording:
             finally:
                 for hook in hooks:
                     hook.remove()
-            found = dict(zip(keys, gradients, strict=True))
+        found = iter(gradients)
         result = []
-        for each in edges:
-            parts = [found[_key(edge)] for edge in each if found.get(_key(edge)) is not None]
-            result.append(sum(parts[1:], parts[0]) if parts else None)
-        return [_plain(gradient) for gradient in result]
+        for group in groups:
+            parts = [part for part in (next(found, None) for _ in group) if part is not None]
+            result.append(_plain(sum(parts[1:], parts[0])) if parts else None)
+        return result
 
     def _is_shared(self) -> bool:
         return self._overlapping and any(other is not self for other in _UNUSED)
 
-    def _edges_of(self, source: Any) -> list[GradientEdge]:
-        if id(source) in self._variables:
-            return [self._watched[id(value)][1] for value in self._variables[id(source)][1]]
+    def _values_of(self, source: Any) -> list[Any]:
+        entry = self._variables.get(id(source))
+        if entry is not None:
+            return entry[1]
         if isinstance(source, keras.Variable):
             return []
-        edge = self._edge(source)
-        if edge is None or id(source) in self._watched:
-            return [] if edge is None else [edge]
+        if source is self._watched.get(id(source)):
+            return [source]
+        if source.grad_fn is None:
+            return []
         # A result counts where it descends from what is watched; torch has a graph of all else that learns, too.
-        watched = {_key(each) for _, each in self._watched.values()}
+        edge = get_gradient_edge(source)
+        watched = {_key(self._edge(each)) for each in self._watched.values()}
         reached, _ = self._walk([_key(edge)], watched) if self._has(edge.node) else (set(), [])
-        return [edge] if reached & watched else []
+        return [source] if reached & watched else []
 
-    def _edge(self, tensor: Any) -> GradientEdge | None:
-        if id(tensor) in self._watched and self._watched[id(tensor)][0] is tensor:
-            return self._watched[id(tensor)][1]
-        return get_gradient_edge(tensor) if tensor.grad_fn is not None else None
+    def _edge(self, tensor: Any) -> GradientEdge:
+        return self._edges.get(id(tensor)) or get_gradient_edge(tensor)
 
     def _has(self, node: Any) -> bool:
         """Whether a node was made while this recording was on. Leaves were not made, and have no number."""
@@ -214,11 +232,28 @@ class Recording:
             return True
         return any(first <= number and (last is None or number < last) for first, last in self._spans)
 
+    def _is_whole(self, start: list[Any]) -> bool:
+        """Whether everything that the nodes `start` lead to was made while this recording was on.
+
+        Then torch itself knows what is connected. It is so in all but odd cases, and a walk that asks for no more is quick.
+        """
+        if len(self._spans) > 1:
+            return False
+        first, last = self._spans[0]
+        last = math.inf if last is None else last
+        seen, todo = set(start), list(start)
+        while todo:
+            for child, _ in todo.pop().next_functions:
+                if child is not None and child not in seen:
+                    seen.add(child)
+                    if first <= child._sequence_nr() < last:
+                        todo.append(child)
+                    elif child.next_functions:
+                        return False
+        return True
+
     def _walk(self, start: list[Any], wanted: set[Any]) -> tuple[set[Any], list[Any]]:
         """The edges that `start` leads to inside this recording, and the nodes where it ends."""
-        spans = self._spans
-        first, last = (spans[0][0], spans[0][1]) if len(spans) == 1 else (None, None)
-        last = math.inf if last is None else last
         reached, outside, seen, todo = set(start), [], set(), list(start)
         while todo:
             node = todo.pop()[0]
@@ -229,11 +264,9 @@ class Recording:
                 child = edge[0]
                 if child is None or edge in reached:
                     continue
-                if edge not in wanted:
-                    inside = first <= child._sequence_nr() < last if first is not None else self._has(child)
-                    if not inside and child.next_functions:
-                        outside.append(child)
-                        continue
+                if edge not in wanted and not self._has(child):
+                    outside.append(child)
+                    continue
                 reached.add(edge)
                 todo.append(edge)
         return reached, outside
