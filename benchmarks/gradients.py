@@ -131,7 +131,7 @@ def compiled(backend: str, f: Any, args: tuple[Any, ...]) -> tuple[Callable[[], 
     if backend == "jax":
         import jax
 
-        program = jax.jit(f).lower(*args).compile()
+        program: Any = jax.jit(f).lower(*args).compile()
         work = program.cost_analysis()["flops"] / 1e6
         return lambda: jax.block_until_ready(program(*args)), work, program.memory_analysis().temp_size_in_bytes / 1e6
     import tensorflow as tf

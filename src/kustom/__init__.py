@@ -31,7 +31,13 @@ if TYPE_CHECKING:
     from kustom.defining.settings import field as field
     from kustom.defining.sums import Ratio as Ratio
     from kustom.defining.sums import Sums as Sums
+    from kustom.gradients.custom import custom_gradient as custom_gradient
     from kustom.gradients.tape import GradientTape as GradientTape
+    from kustom.gradients.transforms import grad as grad
+    from kustom.gradients.transforms import hessian as hessian
+    from kustom.gradients.transforms import hvp as hvp
+    from kustom.gradients.transforms import jacobian as jacobian
+    from kustom.gradients.transforms import value_and_grad as value_and_grad
 
 _HOMES = {
     "loss": "kustom.defining.decorators",
@@ -46,6 +52,12 @@ _HOMES = {
     "Ratio": "kustom.defining.sums",
     "Sums": "kustom.defining.sums",
     "GradientTape": "kustom.gradients.tape",
+    "grad": "kustom.gradients.transforms",
+    "value_and_grad": "kustom.gradients.transforms",
+    "jacobian": "kustom.gradients.transforms",
+    "hessian": "kustom.gradients.transforms",
+    "hvp": "kustom.gradients.transforms",
+    "custom_gradient": "kustom.gradients.custom",
 }
 _MODULES = ("errors", "textbook", "typing")
 

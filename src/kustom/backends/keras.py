@@ -6,10 +6,11 @@ not from here.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -41,7 +42,10 @@ __all__ = [
     "is_internal",
     "is_known_function",
     "is_of_library",
+    "listen",
     "mark_default",
+    "open_scope",
+    "reads",
     "reduce_weighted_values",
     "register",
     "registered",
@@ -50,12 +54,12 @@ __all__ = [
     "share",
     "standardize_dtype",
     "stored",
-    "tell_reads",
     "to_snake_case",
+    "told",
     "track",
     "tracked",
     "uninitialized",
-    "untell_reads",
+    "unlisten",
 ]
 
 # What Keras, or one of its backends, keeps under these names on an instance; the rest is found with `dir(base)`. The
@@ -224,6 +228,11 @@ def stored(variable: keras.Variable) -> Any:
     return variable._value if value is None else value
 
 
+def open_scope() -> keras.StatelessScope | None:
+    """The stateless scope that is open now."""
+    return get_stateless_scope()
+
+
 def uninitialized() -> list[keras.Variable]:
     """The variables that were made in a stateless scope and have no value yet."""
     return list(global_state.get_global_attribute("uninitialized_variables") or ())
@@ -239,53 +248,85 @@ def backend_module(name: str) -> ModuleType:
     return importlib.import_module(f"keras.src.backend.{backend.backend()}.{name}")
 
 
+Reader = Callable[[keras.Variable, Any], Any]
+
+
+class _Readers(threading.local):
+    def __init__(self) -> None:
+        self.all: list[Reader] = []
+
+
+_readers = _Readers()
 _lock = threading.Lock()
-_told = 0
+# How many readers there are in all threads, and what stood in the property's place.
+_listening = 0
+_kept: list[Any] = []
 
 
-def tell_reads(reader: Callable[[keras.Variable, Any], Any]) -> None:
-    """From now on have `reader(variable, value)` say what a reader of a variable gets, before any cast, in every thread.
+def listen(reader: Reader) -> None:
+    """From now on `reader(variable, value)` says what a read of a variable in this thread gives, before any cast.
 
-    The property is exchanged until `untell_reads` has been called as often as this, so that code which has no use for it
-    runs Keras's own. There is one reader.
+    The property is exchanged until the last reader has gone, so that code which has no use for it runs Keras's own.
     """
-    global _told
+    global _listening
+    _readers.all.append(reader)
     with _lock:
-        _told += 1
-        if _told == 1:
-            _exchange(reader)
+        _listening += 1
+        if _listening == 1:
+            _exchange()
 
 
-def untell_reads() -> None:
-    """Undo one `tell_reads`."""
-    global _told
+def unlisten(reader: Reader) -> None:
+    """Undo one `listen` of this thread."""
+    global _listening
+    _readers.all.remove(reader)
     with _lock:
-        _told -= 1
-        if not _told:
-            _restore()
+        _listening -= 1
+        if not _listening:
+            kept = _kept.pop()
+            if kept is None:
+                del keras.Variable.value
+            else:
+                keras.Variable.value = kept
 
 
-_KEPT: list[Any] = []
-
-
-def _exchange(reader: Callable[[keras.Variable, Any], Any]) -> None:
+def _exchange() -> None:
     plain = keras.Variable.value
-    fget = plain.fget
-    _KEPT.append(vars(keras.Variable).get("value"))
+    fget, readers = plain.fget, _readers
+    _kept.append(vars(keras.Variable).get("value"))
 
     def value(self: Any) -> Any:
         held = stored(self)
-        if held is None:
+        if held is None or not readers.all:
             return fget(self)
-        told = reader(self, held)
+        told = held
+        for reader in readers.all:
+            told = reader(self, told)
         return fget(self) if told is held else self._maybe_autocast(told)
 
     keras.Variable.value = property(value, doc=plain.__doc__)
 
 
-def _restore() -> None:
-    kept = _KEPT.pop()
-    if kept is None:
-        del keras.Variable.value
-    else:
-        keras.Variable.value = kept
+def told(variable: keras.Variable) -> Any:
+    """What a read of `variable` gives, before any cast."""
+    held = stored(variable)
+    for reader in _readers.all if held is not None else ():
+        held = reader(variable, held)
+    return held
+
+
+@contextlib.contextmanager
+def reads() -> Iterator[list[keras.Variable]]:
+    """The variables that this thread reads inside, each once, in their order."""
+    read: list[keras.Variable] = []
+
+    def note(variable: keras.Variable, value: Any) -> Any:
+        if not any(variable is other for other in read):
+            read.append(variable)
+        return value
+
+    listen(note)
+    try:
+        yield read
+    finally:
+        unlisten(note)

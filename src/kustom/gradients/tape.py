@@ -31,13 +31,6 @@ class _Open(threading.local):
 _open = _Open()
 
 
-def _read(variable: keras.Variable, value: Any) -> Any:
-    for tape in _open.tapes:
-        if tape._watches(variable):
-            value = tape._recording.read(variable, value)
-    return value
-
-
 def is_recorded() -> bool:
     """Whether what is computed now will be differentiated: a tape is open in this thread, or a layer is being called."""
     return bool(_open.tapes) or private.in_layer_call()
@@ -93,7 +86,7 @@ class GradientTape:
             raise TapeError("this tape has given its one gradient; make another one, or a persistent one.")
         current("tapes").refuse_unsupported()
         self._recording.start()
-        private.tell_reads(_read)
+        private.listen(self._read)
         _open.tapes.append(self)
         self._is_open = True
         return self
@@ -105,8 +98,11 @@ class GradientTape:
         if self._is_open:
             self._is_open = False
             _open.tapes.remove(self)
-            private.untell_reads()
+            private.unlisten(self._read)
             self._recording.stop()
+
+    def _read(self, variable: keras.Variable, value: Any) -> Any:
+        return self._recording.read(variable, value) if self._watches(variable) else value
 
     def _watches(self, variable: keras.Variable) -> bool:
         return not self._paused and ((self._accessed and variable.trainable) or id(variable) in self._told)

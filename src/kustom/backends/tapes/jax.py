@@ -24,13 +24,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
+from jax import core
 from jax.extend import core as extend
 from jax.interpreters import ad
 
+from kustom.backends import keras as private
 from kustom.errors import TapeError
 
-__all__ = ["Recording", "refuse_unsupported"]
+__all__ = ["Recording", "attached", "fresh", "is_differentiable", "is_differentiated", "pulled", "refuse_unsupported"]
 
 # The minor versions of JAX whose traces have the interface that is used here.
 SUPPORTED = ((0, 10),)
@@ -44,7 +47,7 @@ def refuse_unsupported() -> None:
     """
     version = tuple(int(number) for number in jax.__version__.split(".")[:2])
     needed = {"process_primitive", "process_call", "process_custom_jvp_call", "process_custom_vjp_call", "stage_value"}
-    missing = sorted(name for name in needed if not hasattr(jax.core.Trace, name))
+    missing = sorted(name for name in needed if not hasattr(core.Trace, name))
     missing += [name for name in ("set_current_trace", "take_current_trace") if not hasattr(extend, name)]
     if version in SUPPORTED and not missing:
         return
@@ -161,7 +164,7 @@ class Recording:
         with extend.set_current_trace(parent):
             if not live:
                 return call.bind(*args)
-            out, pull, connected = _linearize(call, tuple(args), live, eager)
+            out, pull, (connected, matters) = _linearize(call, tuple(args), live, eager)
         outs = list(out) if isinstance(out, list | tuple) else [out]
         given = {id(args[i]) for i in live}
         # What an operation hands on as it is stays what it was.
@@ -171,7 +174,8 @@ class Recording:
         if any(o is not None for o in new):
             marks = [None if o is None else self._mark(o) for o in new]
             again = (call, tuple(args), live) if self.persistent else None
-            self._operations.append(_Operation([tokens[i] for i in live], marks, outs, pull, again))
+            arguments = [tokens[i] if each else None for i, each in zip(live, matters, strict=True)]
+            self._operations.append(_Operation(arguments, marks, outs, pull, again))
         return out
 
     def gradient(self, targets: list[Any], sources: list[Any], seeds: list[Any], *, recorded: bool) -> list[Any]:
@@ -212,30 +216,33 @@ class Recording:
 
     def jacobian(self, target: Any, sources: list[Any], *, recorded: bool) -> list[Any]:
         """For each source the derivatives of each entry of `target`: shape `(target.size, *source.shape)`, or None."""
-        basis = jnp.eye(target.size, dtype=target.dtype).reshape(target.size, *target.shape)
-        connected: list[bool] = []
-
-        def row(seed: Any) -> list[Any]:
-            found = self.gradient([target], sources, [seed], recorded=recorded)
-            connected[:] = [each is not None for each in found]
-            return [each for each in found if each is not None]
-
-        rows = iter(jax.vmap(row)(basis))
-        return [next(rows) if linked else None for linked in connected]
+        return _jacobian(lambda seed: self.gradient([target], sources, [seed], recorded=recorded), target)
 
     def batch_jacobian(self, target: Any, source: Any, *, recorded: bool) -> Any:
         """The derivatives of each sample's entries by the same sample's: shape `(batch, entries, *source.shape[1:])`, or None."""
-        batch, entries = target.shape[0], int(np.prod(target.shape[1:]))
+        entries = int(np.prod(target.shape[1:]))
         basis = jnp.eye(entries, dtype=target.dtype).reshape(entries, 1, *target.shape[1:])
-        linked: list[bool] = []
+        seeds = jnp.broadcast_to(basis, (entries, *target.shape))
+        [rows] = _rows(lambda seed: self.gradient([target], [source], [seed], recorded=recorded), seeds)
+        return None if rows is None else jnp.moveaxis(rows, 0, 1)
 
-        def row(seed: Any) -> Any:
-            [found] = self.gradient([target], [source], [jnp.broadcast_to(seed, (batch, *seed.shape[1:]))], recorded=recorded)
-            linked[:] = [found is not None]
-            return jnp.zeros(()) if found is None else found
 
-        rows = jax.vmap(row)(basis)
-        return jnp.moveaxis(rows, 0, 1) if linked[0] else None
+def _jacobian(gradient: Callable[[Any], list[Any]], target: Any) -> list[Any]:
+    basis = jnp.eye(target.size, dtype=target.dtype).reshape(target.size, *target.shape)
+    return _rows(gradient, basis)
+
+
+def _rows(gradient: Callable[[Any], list[Any]], seeds: Any) -> list[Any]:
+    """What `gradient` gives for each of the seeds, at once."""
+    linked: list[bool] = []
+
+    def row(seed: Any) -> list[Any]:
+        found = gradient(seed)
+        linked[:] = [each is not None for each in found]
+        return [each for each in found if each is not None]
+
+    rows = iter(jax.vmap(row)(seeds))
+    return [next(rows) if each else None for each in linked]
 
 
 def _add(gradients: dict[int, Any], token: int | None, gradient: Any) -> None:
@@ -287,15 +294,15 @@ def _linearize(call: _Call, args: tuple[Any, ...], live: tuple[int, ...], eager:
                 out, residuals, half = forward(*args)
                 outs = list(out) if isinstance(out, list | tuple) else [out]
                 leaves = [(args, outs, residuals)[where][index] for where, index in half.sources]
-                return out, functools.partial(half.pull, leaves), half.connected
+                return out, functools.partial(half.pull, leaves), half.links
         out, pull = _vjp(call.bind, args, live)
     except Exception as error:
         # What can be run, but not differentiated, is an error where a gradient through it is asked for.
         out = call.bind(*args)
         outs = out if isinstance(out, list | tuple) else [out]
-        return out, functools.partial(_refuse, error), [True] * len(outs)
+        return out, functools.partial(_refuse, error), ([True] * len(outs), [True] * len(live))
     many = isinstance(out, list | tuple)
-    return out, functools.partial(_pull, pull, many), _connected(pull)
+    return out, functools.partial(_pull, pull, many), _links(pull)
 
 
 def _refuse(error: Exception, cotangents: Any, avals: Any) -> Any:
@@ -312,10 +319,11 @@ def _vjp(bind: Callable[..., Any], args: tuple[Any, ...], live: tuple[int, ...])
     return jax.vjp(of_live, *(args[i] for i in live))
 
 
-def _connected(pull: Any) -> list[bool]:
-    """Which results depend on the arguments, as JAX has found: not those of `stop_gradient`, for one."""
-    known = pull.fun.args[1]
-    return [not each for each in known]
+def _links(pull: Any) -> tuple[list[bool], list[bool]]:
+    """Which results depend on the arguments, and which arguments matter: not through `stop_gradient`, for one."""
+    jaxpr = pull.jaxpr
+    used = {id(atom) for equation in jaxpr.eqns for atom in equation.invars} | {id(atom) for atom in jaxpr.outvars}
+    return [not known for known in pull.fun.args[1]], [id(variable) in used for variable in jaxpr.invars]
 
 
 def _pull(pull: Any, many: bool, cotangents: list[Any], avals: list[Any]) -> Any:
@@ -341,7 +349,7 @@ def _forward(primitive: Any, params: tuple[tuple[str, Any], ...], live: tuple[in
                 places[id(leaf)] = (2, len(residuals))
                 residuals.append(leaf)
             sources.append(places[id(leaf)])
-        return out, residuals, _Half(tree, sources, _connected(pull), isinstance(out, list | tuple))
+        return out, residuals, _Half(tree, sources, _links(pull), isinstance(out, list | tuple))
 
     return jax.jit(forward)
 
@@ -349,10 +357,10 @@ def _forward(primitive: Any, params: tuple[tuple[str, Any], ...], live: tuple[in
 class _Half:
     """The other half: how residuals become the pullback. Static to JAX, one object a compiled first half."""
 
-    def __init__(self, tree: Any, sources: list[tuple[int, int]], connected: list[bool], many: bool) -> None:
+    def __init__(self, tree: Any, sources: list[tuple[int, int]], links: Any, many: bool) -> None:
         self.tree = tree
         self.sources = sources
-        self.connected = connected
+        self.links = links
         self._many = many
         self._compiled: dict[tuple[bool, ...], Any] = {}
 
@@ -371,7 +379,7 @@ class _Half:
 jax.tree_util.register_pytree_node(_Half, lambda half: ((), half), lambda half, _: half)
 
 
-class _Recorder(jax.core.Trace):
+class _Recorder(core.Trace):
     """The trace that is current inside a tape's block."""
 
     __slots__ = ("eager", "parent", "recording")
@@ -394,7 +402,7 @@ class _Recorder(jax.core.Trace):
         if primitive.name == "jit" and any(self.recording._token(const) is not None for const in closed.consts):
             # A compiled function that closes over something watched: JAX keeps it in the program, not among the arguments.
             with extend.set_current_trace(self):
-                return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *args)
+                return core.eval_jaxpr(closed.jaxpr, closed.consts, *args)
         call = _Call(lambda *a: primitive.bind(*a, **params), (primitive, tuple(params.items())))
         return self.recording.run(self.parent, self.eager, call, args)
 
@@ -408,3 +416,133 @@ class _Recorder(jax.core.Trace):
     def process_custom_vjp_call(self, primitive: Any, fun: Any, fwd: Any, bwd: Any, args: Any, /, **params: Any) -> Any:
         call = _Call(lambda *a: primitive.bind(*a, subfuns=(fun, fwd, bwd), **params))
         return self.recording.run(self.parent, self.eager, call, args)
+
+
+class _Scope(keras.StatelessScope):
+    """The state of a function that is being differentiated: what it reads is given, what it writes is kept."""
+
+    def __init__(self, state: list[tuple[keras.Variable, Any]]) -> None:
+        super().__init__(collect_losses=True)
+        self._outer = private.open_scope()
+        self._own = {id(variable): value for variable, value in state}
+        self.updates: dict[int, tuple[keras.Variable, Any]] = {}
+        # Losses of the layers around the function are added where they always were.
+        if self._outer is not None:
+            self.losses = self._outer.losses
+            self.collect_losses = self._outer.collect_losses
+
+    def add_update(self, update: Any) -> None:
+        variable, value = update
+        self.updates[id(variable)] = (variable, value)
+
+    def get_current_value(self, variable: keras.Variable) -> Any:
+        if id(variable) in self.updates:
+            return self.updates[id(variable)][1]
+        if id(variable) in self._own:
+            return self._own[id(variable)]
+        return None if self._outer is None else self._outer.get_current_value(variable)
+
+
+class _Pulled:
+    """What a function has computed, and its gradients."""
+
+    def __init__(self, targets: list[Any], aux: Any, pull: Callable[..., Any]) -> None:
+        self.targets = targets
+        self.aux = aux
+        self._pull = pull
+
+    def gradient(self, seeds: list[Any]) -> list[Any]:
+        """The gradient of the sum of the targets, each weighed by its seed, by each input and then by each variable."""
+        cotangents = []
+        for target, seed in zip(self.targets, seeds, strict=True):
+            if not is_differentiable(target):
+                cotangents.append(np.zeros(target.shape, jax.dtypes.float0))
+            else:
+                cotangents.append(jnp.ones_like(target) if seed is None else seed)
+        inputs, variables = self._pull(cotangents)
+        return [each if linked else None for each, linked in zip((*inputs, *variables), _links(self._pull)[1], strict=True)]
+
+    def jacobian(self, index: int) -> list[Any]:
+        """The derivatives of each entry of one target: shapes `(target.size, *source.shape)`, or None."""
+        others = [jnp.zeros_like(t) for t in self.targets]
+
+        def gradient(seed: Any) -> list[Any]:
+            return self.gradient([*others[:index], seed, *others[index + 1 :]])
+
+        return _jacobian(gradient, self.targets[index])
+
+
+def pulled(f: Callable[[list[Any]], tuple[list[Any], Any]], inputs: list[Any], variables: list[keras.Variable]) -> _Pulled:
+    """Call `f(inputs)`, which returns targets and something else, so that it can be differentiated.
+
+    It is traced by `jax.vjp`, with the variables' values as further arguments. What it assigns to variables arrives there
+    when it has ended, once. Where it makes variables, it is run once more: made while JAX traces, they would hold no value.
+    """
+
+    def pure(inputs: list[Any], values: list[Any]) -> Any:
+        before = len(private.uninitialized())
+        with _Scope(list(zip(variables, values, strict=True))) as scope:
+            targets, aux = f(inputs)
+            made.append(len(private.uninitialized()) - before)
+        return targets, (aux, scope.updates)
+
+    values = [private.told(variable) for variable in variables]
+    inputs = [jnp.asarray(x) for x in inputs]
+    made: list[int] = []
+    targets, pull, (aux, updates) = jax.vjp(pure, inputs, values, has_aux=True)
+    if made.pop():
+        targets, pull, (aux, updates) = jax.vjp(pure, inputs, values, has_aux=True)
+    for variable, value in updates.values():
+        if private.open_scope() is None and isinstance(value, core.Tracer):
+            raise TapeError(
+                f"the function that is differentiated assigns to {variable.path}, inside a jax.jit or jax.vmap that does not know: "
+                "the variable would keep a tracer. Call the model with training=False there, or hand its state through a "
+                "keras.StatelessScope."
+            )
+        variable.assign(value)
+    return _Pulled(targets, aux, pull)
+
+
+def fresh(x: Any) -> Any:
+    """`x`: a functional form has arguments of its own here."""
+    return x
+
+
+def attached(outputs: list[Any], inputs: list[Any], pullback: Callable[[list[Any]], list[Any]]) -> list[Any]:
+    """`outputs` whose gradient by `inputs` is what `pullback` makes of their gradients, and by nothing else.
+
+    What `pullback` closes over becomes an argument, so that a second derivative finds its way through it.
+    """
+    linked: list[bool] = []
+
+    def pull(cotangents: list[Any]) -> list[Any]:
+        found = pullback(cotangents)
+        linked[:] = [each is not None for each in found]
+        return [each for each in found if each is not None]
+
+    floating = [is_differentiable(y) for y in outputs]
+    examples = [jax.ShapeDtypeStruct(jnp.shape(y), y.dtype) for y in outputs]
+    closed = jax.make_jaxpr(pull)(examples)
+
+    @jax.custom_vjp
+    def attach(outputs: list[Any], inputs: list[Any], consts: list[Any]) -> list[Any]:
+        return list(outputs)
+
+    def forward(outputs: list[Any], inputs: list[Any], consts: list[Any]) -> Any:
+        return list(outputs), consts
+
+    def backward(consts: list[Any], cotangents: list[Any]) -> Any:
+        filled = [ct if f else jnp.zeros(e.shape, e.dtype) for ct, f, e in zip(cotangents, floating, examples, strict=True)]
+        found = iter(core.eval_jaxpr(closed.jaxpr, consts, *filled))
+        gradients = [next(found) if each else None for each in linked]
+        return None, gradients, None
+
+    attach.defvjp(forward, backward)
+    return attach([jax.lax.stop_gradient(y) for y in outputs], inputs, list(closed.consts))
+
+
+def is_differentiated() -> bool:
+    """Whether anything may be differentiated here: not where nothing is traced or recorded."""
+    with extend.take_current_trace() as trace:
+        pass
+    return type(trace).__name__ != "EvalTrace"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from kustom.backends import keras as private
 
-__all__ = ["Recording", "refuse_unsupported"]
+__all__ = ["Recording", "attached", "fresh", "is_differentiable", "is_differentiated", "pulled", "refuse_unsupported"]
 
 
 def refuse_unsupported() -> None:
@@ -99,6 +99,8 @@ class Recording:
         """
         groups = [self._values_of(source) for source in sources]
         flat = [value for group in groups for value in group]
+        # TensorFlow would hand a missing seed on as it is.
+        seeds = [tf.ones_like(t) if s is None else s for t, s in zip(targets, seeds, strict=True)]
         found = iter(self._tape.gradient(targets, flat, output_gradients=seeds) if targets and flat else [None] * len(flat))
         result = []
         for group in groups:
@@ -117,6 +119,7 @@ class Recording:
         """For each source the derivatives of each entry of `target`: shape `(target.size, *source.shape)`, or None."""
         size = tf.size(target)
         basis = tf.reshape(tf.eye(size, dtype=target.dtype), tf.concat([[size], tf.shape(target)], 0))
+        basis = tf.ensure_shape(basis, [target.shape.num_elements(), *target.shape])
         return self._rows(target, sources, basis)
 
     def batch_jacobian(self, target: Any, source: Any, *, recorded: bool) -> Any:
@@ -137,9 +140,18 @@ class Recording:
             connected[:] = [each is not None for each in found]
             return [each for each in found if each is not None]
 
-        # The gradient once, outside of the loop: what is connected, and that one tape gives it.
-        rows = iter(tf.vectorized_map(row, basis, fallback_to_while_loop=True) if basis.shape[0] != 0 else [])
+        size = basis.shape[0]
+        if tf.executing_eagerly() and size is not None and size <= _FEW and self.persistent:
+            # To trace a loop costs more than to go round it.
+            columns = zip(*[row(seed) for seed in basis], strict=True)
+            rows = iter([tf.stack(column) for column in columns])
+        else:
+            rows = iter(tf.vectorized_map(row, basis, fallback_to_while_loop=True))
         return [next(rows) if linked else None for linked in connected]
+
+
+# Rows of a Jacobian.
+_FEW = 64
 
 
 def _plain(gradient: Any) -> Any:
@@ -149,7 +161,7 @@ def _plain(gradient: Any) -> Any:
 _lock = threading.Lock()
 _recording = threading.local()
 _recordings = 0
-_nn = private.backend_module("nn")
+_nn: Any = private.backend_module("nn")
 _plain_moments = _nn._compute_moments
 
 
@@ -177,3 +189,32 @@ def _moments(x: Any, axes: Any, keepdims: bool) -> Any:
     mean = tf.reduce_mean(x, axes, keepdims=True)
     variance = tf.reduce_mean(tf.math.squared_difference(x, mean), axes, keepdims=True)
     return (mean, variance) if keepdims else (tf.squeeze(mean, axes), tf.squeeze(variance, axes))
+
+
+def fresh(x: Any) -> Any:
+    """The same value as another tensor, with the gradient of `x`: one that is given twice is then two."""
+    return tf.identity(x)
+
+
+def pulled(f: Callable[..., Any], inputs: list[Any], variables: list[Any]) -> None:
+    """Nothing: the tape serves the functional forms, too."""
+
+
+def attached(outputs: list[Any], inputs: list[Any], pullback: Callable[[list[Any]], list[Any]]) -> list[Any]:
+    """`outputs` whose gradient by `inputs` is what `pullback` makes of their gradients, and by nothing else."""
+    many = len(outputs)
+
+    # The outputs are arguments, lest TensorFlow look for variables in how they were computed.
+    @tf.custom_gradient
+    def attach(*values: Any) -> Any:
+        def gradient(*upstream: Any) -> Any:
+            return [None] * many + pullback(list(upstream))
+
+        return [tf.identity(value) for value in values[:many]], gradient
+
+    return list(attach(*(tf.stop_gradient(y) for y in outputs), *inputs))
+
+
+def is_differentiated() -> bool:
+    """Whether anything may be differentiated here; not known."""
+    return True

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -20,7 +20,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_
 from kustom.backends import keras as private
 from kustom.errors import TapeError
 
-__all__ = ["Recording", "refuse_unsupported"]
+__all__ = ["Recording", "attached", "fresh", "is_differentiable", "is_differentiated", "pulled", "refuse_unsupported"]
 
 _device = private.backend_module("core").get_device
 
@@ -43,7 +43,7 @@ def refuse_unsupported() -> None:
 
 def in_transform() -> bool:
     """Whether a transform of `torch.func`, such as `vmap`, is on."""
-    return torch._C._functorch.maybe_current_level() is not None
+    return torch._C._functorch.maybe_current_level() is not None  # type: ignore[attr-defined]
 
 
 def is_differentiable(x: Any) -> bool:
@@ -184,9 +184,10 @@ class Recording:
         if inputs and starts:
             hooks = [node.register_prehook(_nothing) for node in older]
             try:
+                by: Any = [self._edges.get(id(value), value) for value in inputs]
                 gradients = torch.autograd.grad(
                     [edge for edge, _ in starts],
-                    [self._edges.get(id(value), value) for value in inputs],
+                    by,
                     [seed for _, seed in starts],
                     retain_graph=self.persistent or recorded or self._is_shared(),
                     create_graph=recorded,
@@ -303,7 +304,7 @@ def _key(edge: GradientEdge) -> tuple[Any, int]:
 
 def _next_number() -> int:
     """The number that the next node made by this thread gets."""
-    return torch._C._autograd._get_sequence_nr()
+    return torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
 
 
 def _unpack(x: Any) -> Any:
@@ -316,3 +317,90 @@ def _nothing(gradients: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _plain(gradient: Any) -> Any:
     return gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient
+
+
+class _Transformed:
+    """What a function has computed inside `torch.vmap` or its kin, where autograd cannot be asked, and its gradients."""
+
+    def __init__(self, targets: list[Any], aux: Any, pull: Callable[..., Any]) -> None:
+        self.targets = targets
+        self.aux = aux
+        self._pull = pull
+
+    def gradient(self, seeds: list[Any]) -> list[Any]:
+        """The gradient of the sum of the targets, each weighed by its seed, by each input and then by each variable."""
+        pairs = [(t, s) for t, s in zip(self.targets, seeds, strict=True) if is_differentiable(t)]
+        return list(self._pull([torch.ones_like(t) if s is None else s for t, s in pairs]))
+
+    def jacobian(self, index: int) -> list[Any]:
+        """The derivatives of each entry of one target: shapes `(target.size, *source.shape)`."""
+        target = self.targets[index]
+        basis = torch.eye(target.numel(), dtype=target.dtype, device=target.device).reshape(-1, *target.shape)
+        others = [torch.zeros_like(t) for t in self.targets]
+
+        def row(seed: Any) -> Any:
+            return tuple(self.gradient([*others[:index], seed, *others[index + 1 :]]))
+
+        return list(torch.vmap(row)(basis))
+
+
+def fresh(x: Any) -> Any:
+    """The same value as another tensor, with the gradient of `x`: one that is given twice is then two."""
+    with torch.enable_grad():
+        return x.view_as(x) if x.requires_grad or in_transform() else x.detach()
+
+
+def pulled(f: Callable[..., Any], inputs: list[Any], variables: list[keras.Variable]) -> _Transformed | None:
+    """Inside `torch.vmap` and its kin: call `f(inputs)`, which returns targets and something else, to be differentiated.
+
+    What it assigns to variables there is of one sample, and is dropped. Elsewhere nothing: the tape serves.
+    """
+    return _transformed(f, inputs, variables) if in_transform() else None
+
+
+def _transformed(f: Callable[..., Any], inputs: list[Any], variables: list[keras.Variable]) -> _Transformed:
+    """By `torch.func`, with the variables' values as further arguments."""
+    kept: list[Any] = []
+
+    def pure(*values: Any) -> Any:
+        state = list(zip(variables, values[len(inputs) :], strict=True))
+        with keras.StatelessScope(state, collect_losses=True):
+            targets, aux = f(list(values[: len(inputs)]))
+        kept[:] = [aux]
+        tensors = tuple(x for x in keras.tree.flatten(aux) if isinstance(x, torch.Tensor))
+        return tuple(t for t in targets if is_differentiable(t)), (tuple(targets), tensors)
+
+    values = [*inputs, *(private.stored(variable) for variable in variables)]
+    made: Any = torch.func.vjp(pure, *values, has_aux=True)
+    _, pull, (targets, tensors) = made
+    found = iter(tensors)
+    aux = keras.tree.map_structure(lambda x: next(found) if isinstance(x, torch.Tensor) else x, kept[0])
+    return _Transformed(list(targets), aux, lambda seeds: pull(tuple(seeds)))
+
+
+class _Attach(torch.autograd.Function):
+    """Hands values on, and gives the inputs beside them the gradients that a function makes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(pullback: Any, many: int, *values: Any) -> Any:
+        return tuple(value.view_as(value) for value in values[:many])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.pullback, ctx.many = inputs[:2]
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        return (None, None, *[None] * ctx.many, *ctx.pullback(list(upstream)))
+
+
+def attached(outputs: list[Any], inputs: list[Any], pullback: Callable[[list[Any]], list[Any]]) -> list[Any]:
+    """`outputs` whose gradient by `inputs` is what `pullback` makes of their gradients, and by nothing else."""
+    return list(_Attach.apply(pullback, len(outputs), *(y.detach() for y in outputs), *inputs))  # type: ignore[misc]
+
+
+def is_differentiated() -> bool:
+    """Whether anything may be differentiated here."""
+    return torch.is_grad_enabled()
