@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from kustom.defining.sums import Ratio as Ratio
     from kustom.defining.sums import Sums as Sums
     from kustom.gradients.custom import custom_gradient as custom_gradient
+    from kustom.gradients.numerical import check_gradient as check_gradient
+    from kustom.gradients.numerical import numerical_gradient as numerical_gradient
     from kustom.gradients.tape import GradientTape as GradientTape
     from kustom.gradients.transforms import grad as grad
     from kustom.gradients.transforms import hessian as hessian
@@ -58,6 +60,8 @@ _HOMES = {
     "hessian": "kustom.gradients.transforms",
     "hvp": "kustom.gradients.transforms",
     "custom_gradient": "kustom.gradients.custom",
+    "numerical_gradient": "kustom.gradients.numerical",
+    "check_gradient": "kustom.gradients.numerical",
 }
 _MODULES = ("errors", "textbook", "typing")
 

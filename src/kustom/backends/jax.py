@@ -5,8 +5,10 @@ It promotes integers beside floats, and refuses booleans in subtraction. A value
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
+import jax
 import jax.core
 
 # Whether a layer's metrics have their values while Keras's compiled step calls it.
@@ -24,3 +26,8 @@ def refuses_mixed_dtypes(error: Exception) -> bool:
 def is_concrete(x: Any) -> bool:
     """Whether the value of the tensor `x` is known now (it is not while a function is traced)."""
     return not isinstance(x, jax.core.Tracer)
+
+
+def double_precision() -> contextlib.AbstractContextManager[Any]:
+    """A scope in which float64 is float64: JAX has a switch for it."""
+    return jax.enable_x64(True)

@@ -17,7 +17,7 @@ from typing import Any
 import keras
 from keras.src import api_export, backend
 from keras.src.backend import get_keras_mask, set_keras_mask
-from keras.src.backend.common import global_state
+from keras.src.backend.common import dtypes, global_state
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.variables import is_float_dtype, standardize_dtype
 from keras.src.losses.loss import reduce_weighted_values
@@ -60,6 +60,7 @@ __all__ = [
     "tracked",
     "uninitialized",
     "unlisten",
+    "wide_floats",
 ]
 
 # What Keras, or one of its backends, keeps under these names on an instance; the rest is found with `dir(base)`. The
@@ -330,3 +331,36 @@ def reads() -> Iterator[list[keras.Variable]]:
         yield read
     finally:
         unlisten(note)
+
+
+class _Widths(dict[str, str]):
+    """Keras's table of the dtypes that it makes narrower in a promotion; in a thread that wants them, floats stay wide."""
+
+    def __init__(self, plain: dict[str, str]) -> None:
+        super().__init__(plain)
+        self.wanting: dict[int, int] = {}
+
+    def get(self, key: str, default: Any = None) -> Any:
+        if key in ("float64", "complex128") and threading.get_ident() in self.wanting:
+            return key
+        return super().get(key, default)
+
+
+@contextlib.contextmanager
+def wide_floats() -> Iterator[None]:
+    """Inside, in this thread, float64 is not made float32 where Keras promotes dtypes: on JAX and torch it always is."""
+    mine = threading.get_ident()
+    with _lock:
+        table = dtypes.BIT64_TO_BIT32_DTYPE
+        if not isinstance(table, _Widths):
+            table = dtypes.BIT64_TO_BIT32_DTYPE = _Widths(table)
+        table.wanting[mine] = table.wanting.get(mine, 0) + 1
+    try:
+        yield
+    finally:
+        with _lock:
+            table.wanting[mine] -= 1
+            if not table.wanting[mine]:
+                del table.wanting[mine]
+            if not table.wanting:
+                dtypes.BIT64_TO_BIT32_DTYPE = dict(table)

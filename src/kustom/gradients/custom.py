@@ -55,16 +55,17 @@ def custom_gradient(f: Callable[P, Any]) -> Callable[P, Any]:
     if not callable(f):
         raise GradientError(f"@kustom.custom_gradient decorates a function, not {type(f).__name__}.")
     name = getattr(f, "__name__", type(f).__name__)
+    function: Callable[..., Any] = f
 
     @hide_frames
-    @functools.wraps(f)
-    def with_gradient(*args: Any, **kwargs: Any) -> Any:
-        args = keras.tree.map_structure(_value, args)
-        kwargs = keras.tree.map_structure(_value, kwargs)
+    @functools.wraps(function)
+    def with_gradient(*given: Any, **named_given: Any) -> Any:
+        args: Any = keras.tree.map_structure(_value, given)
+        kwargs: Any = keras.tree.map_structure(_value, named_given)
         positional = [x for x in keras.tree.flatten(args) if _is_floating(x)]
         named = [x for x in keras.tree.flatten(kwargs) if _is_floating(x)]
         with private.reads() as read:
-            made = f(*args, **kwargs)
+            made = function(*args, **kwargs)
         if not (isinstance(made, tuple) and len(made) == 2 and callable(made[1])):
             raise GradientError(
                 f"{name} returned {type(made).__name__}; a function under @kustom.custom_gradient returns (y, gradient), where "
@@ -81,10 +82,10 @@ def custom_gradient(f: Callable[P, Any]) -> Callable[P, Any]:
 
         def pullback(upstream: list[Any]) -> list[Any]:
             filled = [ops.zeros_like(o) if u is None else u for u, o in zip(upstream, outputs, strict=True)]
-            given = filled if len(filled) > 1 and _takes_each(gradient, len(filled)) else [_packed(y, filled)]
+            upstreams = filled if len(filled) > 1 and _takes_each(gradient, len(filled)) else [_packed(y, filled)]
             if "variables" not in takes:
-                return _gradients(name, gradient(*given), positional, named)
-            found = gradient(*given, variables=variables)
+                return _gradients(name, gradient(*upstreams), positional, named)
+            found = gradient(*upstreams, variables=variables)
             if not (isinstance(found, tuple | list) and len(found) == 2):
                 raise GradientError(f"the gradient of {name} takes variables=, and so returns (by arguments, by variables).")
             by_variables = _as_list(found[1])

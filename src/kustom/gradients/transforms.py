@@ -69,7 +69,7 @@ def value_and_grad(
     def both(*args: Any, **kwargs: Any) -> Any:
         value, aux, pulled = choice.run(args, kwargs, has_aux)
         target = _scalar(value, choice.name)
-        gradients = choice.packed(pulled.gradient(target))
+        gradients = choice.packed(pulled, pulled.gradient(target))
         return ((value, aux) if has_aux else value), gradients
 
     return both
@@ -143,7 +143,7 @@ def jacobian(f: Callable[..., Any], argnums: Argnums = _FIRST, variables: Any = 
                 None if row is None else ops.reshape(row, (*ops.shape(target), *ops.shape(source)))
                 for row, source in zip(rows, pulled.sources, strict=True)
             ]
-            found.append(choice.packed(shaped))
+            found.append(choice.packed(pulled, shaped))
         result = found[0] if _is_tensor(value) else _pack(value, found)
         return (result, aux) if has_aux else result
 
@@ -184,8 +184,8 @@ def hessian(f: Callable[..., Any], argnums: Argnums = _FIRST, variables: Any = N
             for row, other in zip(rows, pulled.sources, strict=True):
                 shape = (*ops.shape(source), *ops.shape(other))
                 shaped.append(ops.zeros(shape, dtype=_dtype(other)) if row is None else ops.reshape(row, shape))
-            found.append(choice.packed(shaped))
-        result = choice.packed(found)
+            found.append(choice.packed(pulled, shaped))
+        result = choice.packed(pulled, found)
         return (result, aux) if has_aux else result
 
     return second
@@ -229,7 +229,7 @@ def hvp(f: Callable[..., Any], argnums: Argnums = _FIRST, variables: Any = None,
         seeds = [ops.cast(v, _dtype(g)) for v, g in zip(flat, gradients, strict=True) if g is not None]
         found = pulled.gradient([g for g in gradients if g is not None], seeds) if seeds else [None] * len(flat)
         zeros = [ops.zeros(ops.shape(x), dtype=_dtype(x)) if g is None else g for g, x in zip(found, pulled.sources, strict=True)]
-        result = choice.packed(zeros)
+        result = choice.packed(pulled, zeros)
         return (result, aux) if has_aux else result
 
     return product
@@ -259,7 +259,6 @@ class _Choice:
         if any(not isinstance(p, int) or isinstance(p, bool) for p in positions) or len(set(positions)) != len(positions):
             raise GradientError(f"argnums is the position of an argument, or several different ones, not {argnums!r}.")
         self.positions: list[int] = [int(p) for p in positions]
-        self._structure: list[Any] = []
 
     @hide_frames
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], has_aux: bool, through: Callable[..., Any] | None = None) -> Any:
@@ -270,7 +269,6 @@ class _Choice:
                 raise GradientError(f"argnums={asked}, and {self.name} was given {len(args)} arguments by position.")
         # A variable that is an argument is one to differentiate by: its value is.
         chosen = [_plain(args[p]) for p in positions]
-        self._structure = chosen
         inputs = [ops.convert_to_tensor(x) for x in keras.tree.flatten(chosen)]
 
         def call(inputs: list[Any]) -> tuple[list[Any], Any]:
@@ -293,6 +291,7 @@ class _Choice:
         derivatives = _derivatives(call, inputs, self.flat_variables)
         structure = kept.pop("structure")
         value = derivatives.targets[0] if _is_tensor(structure) else _pack(structure, derivatives.targets)
+        derivatives.structure = chosen
         return value, derivatives.aux, derivatives
 
     def run_gradient(self, args: tuple[Any, ...], kwargs: dict[str, Any], has_aux: bool) -> Any:
@@ -310,12 +309,12 @@ class _Choice:
         found = iter(flat)
         return [next(found) if linked else None for linked in links], aux, pulled.spread(links)
 
-    def packed(self, flat: list[Any]) -> Any:
+    def packed(self, derivatives: _Derivatives, flat: list[Any]) -> Any:
         """Gradients in the structure of what is differentiated by."""
         found = iter(flat)
         by_arguments = [
             next(found) if _is_tensor(structure) else _pack(structure, [next(found) for _ in keras.tree.flatten(structure)])
-            for structure in self._structure
+            for structure in derivatives.structure
         ]
         arguments = by_arguments[0] if self.single and by_arguments else tuple(by_arguments)
         if self.variables is None:
@@ -332,6 +331,7 @@ class _Derivatives:
         self.targets = targets
         self.aux = aux
         self.sources = sources
+        self.structure: list[Any] = []
         self._gradient = gradient
         self._jacobian = jacobian
 
@@ -346,7 +346,9 @@ class _Derivatives:
     def spread(self, links: list[bool]) -> _Derivatives:
         """The same where the targets are numbered with those between them that are None."""
         places = {index: place for place, index in enumerate(i for i, linked in enumerate(links) if linked)}
-        return _Derivatives(self.targets, self.aux, self.sources, self._gradient, lambda index: self._jacobian(places[index]))
+        spread = _Derivatives(self.targets, self.aux, self.sources, self._gradient, lambda index: self._jacobian(places[index]))
+        spread.structure = self.structure
+        return spread
 
 
 def _derivatives(call: Any, inputs: list[Any], variables: list[keras.Variable]) -> _Derivatives:

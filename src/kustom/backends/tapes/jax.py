@@ -391,8 +391,8 @@ class _Recorder(core.Trace):
         self.eager = parent.eager if isinstance(parent, _Recorder) else type(parent).__name__ == "EvalTrace"
         self.requires_low = getattr(parent, "requires_low", True)
 
-    def stage_value(self, value: Any) -> Any:
-        return self.parent.stage_value(value)
+    def stage_value(self, val: Any) -> Any:
+        return self.parent.stage_value(val)
 
     def cur_qdd(self, x: Any) -> Any:
         return self.parent.cur_qdd(x)
