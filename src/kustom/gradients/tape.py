@@ -337,14 +337,14 @@ def _flat(structure: Any) -> list[Any]:
         return [structure]
     # A plain list is the common case, and a walk over it costs as much as ten small operations.
     if type(structure) is list and all(map(_is_leaf, structure)):
-        return structure
+        return list(structure)
     return keras.tree.flatten(structure)
 
 
 def _packed(structure: Any, flat: list[Any]) -> Any:
     if _is_leaf(structure):
         return flat[0]
-    if type(structure) is list and len(structure) == len(flat):
+    if type(structure) is list and all(map(_is_leaf, structure)):
         return flat
     return keras.tree.pack_sequence_as(structure, flat)
 

@@ -164,18 +164,15 @@ class Recording:
         with extend.set_current_trace(parent):
             if not live:
                 return call.bind(*args)
-            out, pull, (connected, matters) = _linearize(call, tuple(args), live, eager)
+            out, pull, links = _linearize(call, tuple(args), live, eager)
         outs = list(out) if isinstance(out, list | tuple) else [out]
         given = {id(args[i]) for i in live}
         # What an operation hands on as it is stays what it was.
-        new = [
-            o if linked and is_differentiable(o) and id(o) not in given else None for o, linked in zip(outs, connected, strict=True)
-        ]
+        new = [o if by and is_differentiable(o) and id(o) not in given else None for o, by in zip(outs, links, strict=True)]
         if any(o is not None for o in new):
             marks = [None if o is None else self._mark(o) for o in new]
             again = (call, tuple(args), live) if self.persistent else None
-            arguments = [tokens[i] if each else None for i, each in zip(live, matters, strict=True)]
-            self._operations.append(_Operation(arguments, marks, outs, pull, again))
+            self._operations.append(_Operation([tokens[i] for i in live], marks, outs, links, pull, again))
         return out
 
     def gradient(self, targets: list[Any], sources: list[Any], seeds: list[Any], *, recorded: bool) -> list[Any]:
@@ -190,22 +187,33 @@ class Recording:
         recorded = recorded and bool(self._open)
         tokens = [self._tokens_of(source) for source in sources]
         wanted = {token for each in tokens for token in each}
+        operations = self._leading_to(wanted)
         gradients: dict[int, Any] = {}
         for target, seed in zip(targets, seeds, strict=True):
             _add(gradients, self._token(target), jnp.ones_like(target) if seed is None else seed)
-        # A copy: what is recorded meanwhile is appended to the list itself.
-        for operation in reversed(list(self._operations)):
-            if any(token in gradients for token in operation.results if token is not None):
-                cotangents = [None if token is None else gradients.get(token) for token in operation.results]
-                for token in operation.results:
-                    if token not in wanted:
-                        gradients.pop(token, None)  # type: ignore[arg-type]
-                for token, gradient in zip(operation.arguments, operation.pull(cotangents, recorded=recorded), strict=True):
+        for operation, wants in reversed(operations):
+            cotangents = [None if token is None else gradients.get(token) for token in operation.results]
+            linked = operation.linked(cotangents, wants)
+            if any(linked):
+                for token, gradient in zip(operation.arguments, operation.pull(cotangents, linked, recorded=recorded), strict=True):
                     _add(gradients, token, gradient)
+            for token in operation.results:
+                if token not in wanted:
+                    gradients.pop(token, None)  # type: ignore[arg-type]
         found = []
         for each in tokens:
             parts = [gradients[token] for token in each if token in gradients]
             found.append(functools.reduce(jnp.add, parts) if parts else None)
+        return found
+
+    def _leading_to(self, wanted: set[int]) -> list[tuple[_Operation, tuple[bool, ...]]]:
+        """The operations on a way from the wanted values, and which of their arguments are."""
+        needed, found = set(wanted), []
+        for operation in self._operations:
+            wants = tuple(token in needed for token in operation.arguments)
+            if any(wants):
+                found.append((operation, wants))
+                needed.update(token for token in operation.results if token is not None)
         return found
 
     def _tokens_of(self, source: Any) -> list[int]:
@@ -253,22 +261,30 @@ def _add(gradients: dict[int, Any], token: int | None, gradient: Any) -> None:
 class _Operation:
     """One operation: the tokens of its arguments that are watched and of its results, and its pullback."""
 
-    __slots__ = ("_again", "_avals", "_pull", "_single", "arguments", "results")
+    __slots__ = ("_again", "_avals", "_links", "_pull", "arguments", "results")
 
-    def __init__(self, arguments: list[Any], results: list[int | None], outs: list[Any], pull: Any, again: Any) -> None:
+    def __init__(
+        self, arguments: list[Any], results: list[int | None], outs: list[Any], links: list[set[int]], pull: Any, again: Any
+    ) -> None:
         self.arguments = arguments
         self.results = results
         self._avals = [jax.typeof(o) for o in outs]
+        self._links = links
         self._pull = pull
         self._again = again
 
-    def pull(self, cotangents: list[Any], *, recorded: bool) -> Sequence[Any]:
-        """The gradients for the watched arguments. Where they are recorded, so are the residuals that they come from."""
+    def linked(self, cotangents: list[Any], wants: tuple[bool, ...]) -> tuple[bool, ...]:
+        """Which of the wanted arguments matter for the results that have a gradient."""
+        by = set().union(*(links for links, ct in zip(self._links, cotangents, strict=True) if ct is not None))
+        return tuple(want and i in by for i, want in enumerate(wants))
+
+    def pull(self, cotangents: list[Any], wants: tuple[bool, ...], *, recorded: bool) -> Sequence[Any]:
+        """The gradients for the wanted arguments. Where they are recorded, so are the residuals that they come from."""
         pull = self._pull
         if recorded and self._again is not None:
             call, args, live = self._again
             _, pull, _ = _linearize(call, args, live, False)
-        return pull(cotangents, self._avals)
+        return pull(cotangents, wants, self._avals)
 
 
 class _Call:
@@ -300,12 +316,12 @@ def _linearize(call: _Call, args: tuple[Any, ...], live: tuple[int, ...], eager:
         # What can be run, but not differentiated, is an error where a gradient through it is asked for.
         out = call.bind(*args)
         outs = out if isinstance(out, list | tuple) else [out]
-        return out, functools.partial(_refuse, error), ([True] * len(outs), [True] * len(live))
+        return out, functools.partial(_refuse, error), [set(range(len(live))) for _ in outs]
     many = isinstance(out, list | tuple)
     return out, functools.partial(_pull, pull, many), _links(pull)
 
 
-def _refuse(error: Exception, cotangents: Any, avals: Any) -> Any:
+def _refuse(error: Exception, cotangents: Any, wants: Any, avals: Any) -> Any:
     raise error
 
 
@@ -319,17 +335,38 @@ def _vjp(bind: Callable[..., Any], args: tuple[Any, ...], live: tuple[int, ...])
     return jax.vjp(of_live, *(args[i] for i in live))
 
 
-def _links(pull: Any) -> tuple[list[bool], list[bool]]:
-    """Which results depend on the arguments, and which arguments matter: not through `stop_gradient`, for one."""
-    jaxpr = pull.jaxpr
-    used = {id(atom) for equation in jaxpr.eqns for atom in equation.invars} | {id(atom) for atom in jaxpr.outvars}
-    return [not known for known in pull.fun.args[1]], [id(variable) in used for variable in jaxpr.invars]
+def _links(pull: Any) -> list[set[int]]:
+    """For each result the positions of the arguments that matter for it: none through `stop_gradient`, for one."""
+    found = iter(_dependencies(pull.jaxpr))
+    return [set() if known else next(found) for known in pull.fun.args[1]]
 
 
-def _pull(pull: Any, many: bool, cotangents: list[Any], avals: list[Any]) -> Any:
+def _dependencies(jaxpr: Any) -> list[set[int]]:
+    """For each result of a program the positions of the arguments that it is computed from."""
+    sources: dict[int, set[int]] = {id(variable): {i} for i, variable in enumerate(jaxpr.invars)}
+    for equation in jaxpr.eqns:
+        by = [sources.get(id(atom), set()) for atom in equation.invars]
+        inner = equation.params.get("jaxpr") if equation.primitive.name == "jit" else None
+        if inner is not None:
+            for variable, positions in zip(equation.outvars, _dependencies(inner.jaxpr), strict=True):
+                sources[id(variable)] = set().union(*(by[i] for i in positions))
+        else:
+            every = set().union(*by)
+            for variable in equation.outvars:
+                sources[id(variable)] = every
+    return [sources.get(id(atom), set()) for atom in jaxpr.outvars]
+
+
+def _pull(pull: Any, many: bool, cotangents: list[Any], wants: tuple[bool, ...], avals: list[Any]) -> list[Any]:
     """Call JAX's pullback, with symbolic zeros for the results that have no gradient."""
-    filled = [ad.Zero(aval.to_ct_aval()) if ct is None else ct for ct, aval in zip(cotangents, avals, strict=True)]
-    return pull(list(filled) if many else filled[0])
+    zeros = [aval.to_ct_aval() for aval in avals]
+    filled = [ad.Zero(zero) if ct is None else ct for ct, zero in zip(cotangents, zeros, strict=True)]
+    try:
+        found = pull(list(filled) if many else filled[0])
+    except ValueError:
+        # JAX 0.10 mistakes a symbolic zero for those results of a scan that are its carries, stacked.
+        found = pull([jnp.zeros(zero.shape, zero.dtype) if ct is None else ct for ct, zero in zip(cotangents, zeros, strict=True)])
+    return [gradient if want else None for gradient, want in zip(found, wants, strict=True)]
 
 
 @functools.lru_cache(8192)
@@ -357,23 +394,25 @@ def _forward(primitive: Any, params: tuple[tuple[str, Any], ...], live: tuple[in
 class _Half:
     """The other half: how residuals become the pullback. Static to JAX, one object a compiled first half."""
 
-    def __init__(self, tree: Any, sources: list[tuple[int, int]], links: Any, many: bool) -> None:
+    def __init__(self, tree: Any, sources: list[tuple[int, int]], links: list[set[int]], many: bool) -> None:
         self.tree = tree
         self.sources = sources
         self.links = links
         self._many = many
-        self._compiled: dict[tuple[bool, ...], Any] = {}
+        self._compiled: dict[Any, Any] = {}
 
-    def pull(self, leaves: list[Any], cotangents: list[Any], avals: list[Any]) -> Any:
+    def pull(self, leaves: list[Any], cotangents: list[Any], wants: tuple[bool, ...], avals: list[Any]) -> list[Any]:
         given = tuple(ct is not None for ct in cotangents)
-        if given not in self._compiled:
+        if (given, wants) not in self._compiled:
 
             def backward(leaves: list[Any], some: list[Any]) -> Any:
                 rest = iter(some)
-                return _pull(jax.tree.unflatten(self.tree, leaves), self._many, [next(rest) if g else None for g in given], avals)
+                every = [next(rest) if each else None for each in given]
+                return _pull(jax.tree.unflatten(self.tree, leaves), self._many, every, wants, avals)
 
-            self._compiled[given] = jax.jit(backward)
-        return self._compiled[given](leaves, [ct for ct in cotangents if ct is not None])
+            # What is not wanted is not computed.
+            self._compiled[given, wants] = jax.jit(backward)
+        return self._compiled[given, wants](leaves, [ct for ct in cotangents if ct is not None])
 
 
 jax.tree_util.register_pytree_node(_Half, lambda half: ((), half), lambda half, _: half)
@@ -460,7 +499,10 @@ class _Pulled:
             else:
                 cotangents.append(jnp.ones_like(target) if seed is None else seed)
         inputs, variables = self._pull(cotangents)
-        return [each if linked else None for each, linked in zip((*inputs, *variables), _links(self._pull)[1], strict=True)]
+        by = set().union(
+            *(links for links, target in zip(_links(self._pull), self.targets, strict=True) if is_differentiable(target))
+        )
+        return [each if i in by else None for i, each in enumerate((*inputs, *variables))]
 
     def jacobian(self, index: int) -> list[Any]:
         """The derivatives of each entry of one target: shapes `(target.size, *source.shape)`, or None."""

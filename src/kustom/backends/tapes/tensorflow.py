@@ -112,7 +112,8 @@ class Recording:
         if id(source) in self._variables:
             return self._variables[id(source)][1]
         if isinstance(source, keras.Variable):
-            source = private.stored(source)
+            # Keras freezes a variable without a word to TensorFlow, which goes on watching it.
+            source = private.stored(source) if source.trainable else None
         return [source] if tf.is_tensor(source) and is_differentiable(source) else []
 
     def jacobian(self, target: Any, sources: list[Any], *, recorded: bool) -> list[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,8 +25,15 @@ __all__ = ["Recording", "attached", "fresh", "is_differentiable", "is_differenti
 
 _device = private.backend_module("core").get_device
 
-# Recordings whose graph may be asked again: those that were on at the same time share it.
-_UNUSED: weakref.WeakSet[Recording] = weakref.WeakSet()
+
+class _Unused(threading.local):
+    """The recordings of a thread whose graph may be asked: those that were on at the same time share it."""
+
+    def __init__(self) -> None:
+        self.all: weakref.WeakSet[Recording] = weakref.WeakSet()
+
+
+_unused = _Unused()
 
 
 def refuse_unsupported() -> None:
@@ -58,25 +66,27 @@ class Recording:
         self.persistent = persistent
         self._scopes: list[contextlib.ExitStack] = []
         self._overlapping = False
+        # Tensors that require a gradient for as long as the recording is on.
+        self._borrowed: list[Any] = []
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
         self._watched: dict[int, Any] = {}
         self._variables: dict[int, tuple[Any, list[Any]]] = {}
-        self._borrowed: list[Any] = []
+        self._asked: list[Any] = []
         self._edges: dict[int, GradientEdge] = {}
         self._stubs: dict[int, Any] = {}
         # From the first number to, and without, the last; None while it is on.
-        self._spans: list[list[Any]] = []
+        self._spans: list[list[Any]] = [[_next_number(), None]] if self._scopes else []
         self._copies: dict[tuple[int, int], Any] = {}
 
     def start(self) -> None:
         """Record what this thread computes from now on."""
-        others = [other for other in _UNUSED if other is not self]
+        others = [other for other in _unused.all if other is not self and other._scopes]
         for other in others:
             other._overlapping = self._overlapping = True
-        _UNUSED.add(self)
+        _unused.all.add(self)
         stack = contextlib.ExitStack()
         stack.enter_context(torch.enable_grad())
         if self.persistent or others:
@@ -89,15 +99,16 @@ class Recording:
         """Record nothing more."""
         self._spans[-1][1] = _next_number()
         self._scopes.pop().close()
-        for tensor in self._borrowed:
-            # Its edge works after it, too.
+        for tensor in self._asked:
+            # An edge works when its tensor requires no gradient any more, too.
             self._edges[id(tensor)] = get_gradient_edge(tensor)
+        for tensor in self._borrowed:
             tensor.requires_grad_(False)
         self._borrowed.clear()
 
     def release(self) -> None:
         """The one gradient has been given."""
-        _UNUSED.discard(self)
+        _unused.all.discard(self)
         self.reset()
 
     @contextlib.contextmanager
@@ -125,6 +136,7 @@ class Recording:
             x.requires_grad_(True)
             self._borrowed.append(x)
         self._watched[id(x)] = x
+        self._asked.append(x)
 
     def watched(self) -> list[Any]:
         """The variables that are watched, in the order in which they were read."""
@@ -189,7 +201,7 @@ class Recording:
                     [edge for edge, _ in starts],
                     by,
                     [seed for _, seed in starts],
-                    retain_graph=self.persistent or recorded or self._is_shared(),
+                    retain_graph=self.persistent or recorded or bool(older) or self._is_shared(),
                     create_graph=recorded,
                     allow_unused=True,
                     is_grads_batched=batched,
@@ -205,7 +217,7 @@ class Recording:
         return result
 
     def _is_shared(self) -> bool:
-        return self._overlapping and any(other is not self for other in _UNUSED)
+        return self._overlapping and any(other is not self for other in _unused.all)
 
     def _values_of(self, source: Any) -> list[Any]:
         entry = self._variables.get(id(source))
@@ -242,6 +254,8 @@ class Recording:
             return False
         first, last = self._spans[0]
         last = math.inf if last is None else last
+        if not all(first <= node._sequence_nr() < last or not node.next_functions for node in start):
+            return False
         seen, todo = set(start), list(start)
         while todo:
             for child, _ in todo.pop().next_functions:
@@ -265,8 +279,10 @@ class Recording:
                 child = edge[0]
                 if child is None or edge in reached:
                     continue
-                if edge not in wanted and not self._has(child):
+                if not self._has(child):
                     outside.append(child)
+                    if edge in wanted:
+                        reached.add(edge)
                     continue
                 reached.add(edge)
                 todo.append(edge)
