@@ -607,11 +607,21 @@ def test_an_assignment_is_not_differentiated():
 
 def test_every_read_of_a_variable_counts():
     w = keras.Variable(2.0)
-    with kustom.GradientTape() as tape:
+    with kustom.GradientTape(persistent=True) as tape:
         y = w * w
         w.assign(5.0)
         z = y + w * w
     close(tape.gradient(z, w), 4.0 + 10.0)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="TensorFlow and JAX keep what was read")
+def test_on_torch_a_lost_value_is_an_error_that_says_so():
+    w = keras.Variable(2.0)
+    with kustom.GradientTape() as tape:
+        y = w * w
+    w.assign(5.0)
+    with pytest.raises(errors.TapeError, match="persistent=True"):
+        tape.gradient(y, w)
 
 
 def test_the_users_tensors_are_left_as_they_were():

@@ -206,6 +206,13 @@ class Recording:
                     allow_unused=True,
                     is_grads_batched=batched,
                 )
+            except RuntimeError as error:
+                if "modified by an inplace operation" not in str(error):
+                    raise
+                raise TapeError(
+                    "a variable that was read inside the block was assigned to before the gradient was asked, and torch keeps one "
+                    "value of it. Ask before, or have the tape keep the values: kustom.GradientTape(persistent=True)."
+                ) from error
             finally:
                 for hook in hooks:
                     hook.remove()
