@@ -24,7 +24,9 @@ from keras.src.utils.python_utils import is_default
 __all__ = [
     "RESERVED",
     "ROOTS",
+    "add_state",
     "compute_output_spec",
+    "descendants",
     "get_keras_mask",
     "has_value",
     "in_call",
@@ -36,6 +38,7 @@ __all__ = [
     "is_known_function",
     "is_of_library",
     "mark_default",
+    "metrics_of",
     "reduce_weighted_values",
     "register",
     "registered",
@@ -43,6 +46,7 @@ __all__ = [
     "set_keras_mask",
     "share",
     "standardize_dtype",
+    "sublayers",
     "to_snake_case",
     "track",
     "tracked",
@@ -131,6 +135,26 @@ def in_call(layer: keras.layers.Layer) -> bool:
 def compute_output_spec(function: Any, *args: Any, **kwargs: Any) -> Any:
     """What `function` would return for symbolic arguments, as `KerasTensor`s; no variable changes."""
     return backend.compute_output_spec(function, *args, **kwargs)
+
+
+def sublayers(layer: keras.layers.Layer) -> list[Any]:
+    """The layers that `layer` tracks itself, in the order of their making."""
+    return layer._layers
+
+
+def descendants(layer: keras.layers.Layer) -> list[Any]:
+    """The layers below `layer`, at any depth."""
+    return list(layer._flatten_layers(include_self=False))
+
+
+def metrics_of(layer: keras.layers.Layer) -> list[Any]:
+    """The metrics that `layer` tracks itself, without those of its sublayers."""
+    return layer._metrics
+
+
+def add_state(layer: keras.layers.Layer, state: Any) -> None:
+    """Count `state.state`, a variable, among the layer's own, as that of a seed generator."""
+    layer._seed_generators.append(state)
 
 
 def tracked(owner: Any) -> set[int]:

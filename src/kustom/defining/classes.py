@@ -46,9 +46,6 @@ def _wrap(cls: Any, name: str, wrapper: Callable[[Any, Callable[..., Any]], Call
         setattr(cls, name, hide_frames(functools.wraps(written)(wrapper(cls, written))))
 
 
-# --- losses have CheckedLoss; metrics -----------------------------------------------------------------------------------
-
-
 def _metric_update(cls: Any, written: Callable[..., Any]) -> Callable[..., Any]:
     names = [*inspect.signature(written).parameters][1:]
     takes_pair, takes_weight = names[:2] == ["y_true", "y_pred"], "sample_weight" in names
@@ -94,9 +91,6 @@ def _metric_result(cls: Any, written: Callable[..., Any]) -> Callable[..., Any]:
         )
 
     return result
-
-
-# --- regularizers, constraints, initializers ----------------------------------------------------------------------------
 
 
 def _regularizer_call(cls: Any, written: Callable[..., Any]) -> Callable[..., Any]:

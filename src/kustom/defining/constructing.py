@@ -87,9 +87,6 @@ def _is_root(owner: type) -> bool:
     return owner in private.ROOTS or owner is keras.Operation
 
 
-# --- the constructor ----------------------------------------------------------------------------------------------------
-
-
 def _generated(cls: Any) -> Callable[..., None]:
     base = next(c for c in cls.__mro__[1:] if "__init__" in vars(c) and not hasattr(vars(c)["__init__"], "_kustom_generated"))
     fields = _fields_above(cls, base)
@@ -251,9 +248,6 @@ def _annotated(cls: type) -> set[str]:
     return {name for base in cls.__mro__ for name in vars(base).get("__annotations__", {})}
 
 
-# --- what was given, and what it became ---------------------------------------------------------------------------------
-
-
 def _snapshot(value: Any) -> Any:
     """A copy of plain data; objects of Keras are the same object."""
     if isinstance(value, dict):
@@ -293,9 +287,6 @@ def _finish(self: Any, outermost: bool) -> None:
     cls = type(self)
     if "_kustom_base_config" in vars(cls) and not hasattr(cls.__init__, "_kustom_generated"):
         object.__setattr__(self, _BASE_MADE, copy.deepcopy(cls._kustom_base_config(self)))
-
-
-# --- the config ---------------------------------------------------------------------------------------------------------
 
 
 def _base_config(cls: Any) -> Callable[[Any], dict[str, Any]]:

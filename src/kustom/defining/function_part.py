@@ -99,8 +99,6 @@ class Definition:
                 f"{self.name}: the setting {taken[0]!r} has a name that a {self.kind} of Keras needs itself; choose another."
             )
 
-    # --- telling data from settings ---------------------------------------------------------------------------------
-
     def has_data(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether a call gives data, by position or by name."""
         return bool(args) or any(name in kwargs for name in self.data)
@@ -132,8 +130,6 @@ class Definition:
         """The data of a layer's call by name, and `training` and `mask` as far as the function takes them."""
         inputs, rest = self.bind(args, kwargs)
         return inputs, {p.name: rest.get(p.name, None if p.default is MISSING else p.default) for p in self.call_arguments}
-
-    # --- calling the function ---------------------------------------------------------------------------------------
 
     def settings_of(self, part: Any) -> dict[str, Any]:
         """What a part holds now."""

@@ -31,7 +31,7 @@ def check_tracking(part: Any, *, late: bool = False) -> None:
     if not isinstance(part, keras.layers.Layer | keras.metrics.Metric):
         return
     if late and isinstance(part, keras.layers.Layer) and BUILT in vars(part) and not private.is_functional(part):
-        for layer in part._layers:
+        for layer in private.sublayers(part):
             if id(layer) not in vars(part)[BUILT]:
                 raise TrackingError(
                     f"{type(part).__name__} got the sublayer {layer.name} after it was built, where no file can bring it back. "
