@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -25,6 +25,7 @@ from kustom.errors import (
     ConfigError,
     DefinitionError,
     ReservedNameError,
+    ReturnError,
     ShapeError,
     UnknownSettingError,
     hide_frames,
@@ -165,6 +166,35 @@ class Definition:
         assert self.formula is not None
         names = inspect.signature(self.formula).parameters
         return self.formula(**sums, **{n: v for n, v in self.settings_of(part).items() if n in names})
+
+    def check_sums(self, sums: Iterable[str]) -> None:
+        """Refuse sums that the formula does not take, or that it could not tell from a setting.
+
+        Raises:
+            ReturnError: With the sums and with what the formula asks for.
+        """
+        if self.formula is None:
+            return
+        parameters = inspect.signature(self.formula).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        asked = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        needed = [name for name in asked if parameters[name].default is MISSING]
+        twice = [name for name in sums if name in self.settings]
+        missing = [name for name in needed if name not in sums and name not in self.settings]
+        unknown = [] if takes_any else [name for name in sums if name not in asked]
+        if not (twice or missing or unknown):
+            return
+        wrong = (
+            f"the sum {twice[0]!r} has the name of a setting; give it another"
+            if twice
+            else f"the formula asks for {missing[0]!r}, which is neither a sum nor a setting"
+            if missing
+            else f"the formula does not take the sum {unknown[0]!r}"
+        )
+        raise ReturnError(
+            f"{self.name}: {wrong}. The sums are {', '.join(sums)}; the settings are {', '.join(self.settings) or 'none'}; "
+            f"the formula in result= takes {', '.join(asked) or 'none'}."
+        )
 
     @staticmethod
     def leaves(made: Any) -> Any:
