@@ -16,7 +16,7 @@ import keras
 from kustom.backends import keras as private
 from kustom.defining import call_state
 from kustom.defining.tracking import BUILT, check_tracking
-from kustom.errors import BuildError
+from kustom.errors import BuildError, hide_frames
 
 __all__ = ["install"]
 
@@ -28,9 +28,9 @@ def install(cls: Any) -> None:
     """Wrap the methods of a part's class that build it."""
     written = vars(cls).get("build")
     if written is not None:
-        cls.build = _build(cls, written)
+        cls.build = hide_frames(_build(cls, written))
     elif private.is_default(cls.build):
-        cls.build = private.mark_default(_build(cls, cls.build))
+        cls.build = private.mark_default(hide_frames(_build(cls, cls.build)))
     if not isinstance(vars(cls).get("metrics"), property):
         cls.metrics = property(_metrics)
     if "build_from_config" not in vars(cls):
@@ -40,7 +40,7 @@ def install(cls: Any) -> None:
     if "call" in vars(cls) and "quantized_call" not in vars(cls):
         cls.quantize = _refuse_quantize(cls, cls.quantize)
     if "save_own_variables" not in vars(cls):
-        cls.save_own_variables = _saving(cls.save_own_variables)
+        cls.save_own_variables = hide_frames(_saving(cls.save_own_variables))
 
 
 def _build(cls: Any, written: Callable[..., None]) -> Callable[..., None]:

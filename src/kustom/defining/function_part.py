@@ -6,6 +6,7 @@ the function: its data, its settings, and how it is called.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ from keras import ops
 from kustom.backends import keras as private
 from kustom.defining import data, naming
 from kustom.defining.config import decode, encode
+from kustom.defining.constructing import refuse_networks, refuse_undecorated
 from kustom.defining.kinds import KINDS
 from kustom.defining.settings import MISSING, Setting, fill, hold, show, unknown_setting
 from kustom.defining.sums import Ratio
@@ -273,7 +275,7 @@ class _Both:
         self.of_part, self.of_class = of_part, of_class
 
     def __get__(self, part: Any, cls: type) -> Callable[[], Any]:
-        return (lambda: self.of_part(part)) if part is not None else (lambda: self.of_class(cls))
+        return functools.partial(self.of_part, part) if part is not None else functools.partial(self.of_class, cls)
 
 
 def make(
@@ -325,6 +327,7 @@ def _init(definition: Definition) -> Callable[..., None]:
         common = {name: given.pop(name) for name in definition.common if name in given}
         refuse_tf_keras(*given.values())
         values = fill(definition.settings, given, definition.name, also=definition.common)
+        refuse_networks(type(self), values.values(), kind="activation" if definition.kind == "activation" else None)
         if definition.kind in ("loss", "metric"):
             common.setdefault("name", definition.name)
         definition.base.__init__(self, **common)
@@ -359,13 +362,16 @@ def _repr(self: Any) -> str:
     return f"{self.definition.name}({settings})"
 
 
+@hide_frames
 def _get_config(self: Any) -> dict[str, Any]:
+    refuse_undecorated(self)
     definition = self.definition
     held = definition.settings_of(self)
     own = {name: encode(definition.settings[name].accept(value, definition.name), name) for name, value in held.items()}
     return self.versions.stamp({**definition.base.get_config(self), **own})
 
 
+@hide_frames
 def _get_class_config(cls: Any) -> dict[str, Any]:
     if "definition" not in vars(cls):
         raise ConfigError(f"{cls.__qualname__} is a subclass of a part and no part itself; decorate it with @kustom.part.")
@@ -373,6 +379,7 @@ def _get_class_config(cls: Any) -> dict[str, Any]:
     return type.__call__(cls, **({"name": cls.definition.name} if cls.definition.kind == "layer" else {})).get_config()
 
 
+@hide_frames
 def _from_config(cls: Any, config: dict[str, Any]) -> Any:
     config = cls.versions.upgrade(config, cls.__name__)
     names = [*cls.definition.settings, *cls.definition.common]

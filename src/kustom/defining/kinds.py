@@ -115,6 +115,7 @@ class FunctionMetric(keras.metrics.Metric):
         for variable in self.variables:
             variable.assign(ops.zeros(variable.shape, dtype=variable.dtype))
 
+    @hide_frames
     def merge_state(self, metrics: Iterable[Any]) -> None:
         """Add what other metrics of this kind have seen, as if this one had seen it.
 
@@ -356,7 +357,7 @@ class FunctionLayer(keras.layers.Layer):
         """Nothing: there are no weights to build."""
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config()
+        return {**super().get_config(), **({} if self.autocast else {"autocast": False})}
 
 
 def fold_seed(seed: Any, draw: int) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kustom.errors import DefinitionError
+from kustom.errors import DefinitionError, hide_frames
 
 __all__ = ["Ratio", "Sums"]
 
@@ -75,6 +75,7 @@ class Sums:
 
     __slots__ = ("keep", "parts")
 
+    @hide_frames
     def __init__(self, *, keep: int = 0, **parts: Any) -> None:
         if not parts:
             raise DefinitionError("kustom.Sums was given no sum; name at least one, such as Sums(count=...).")
