@@ -130,6 +130,10 @@ def test_the_modules_can_all_be_imported():
         __import__(module.name)
 
 
+def test_no_banners():
+    assert not [path for path in FILES if "# ---" in path.read_text(encoding="utf-8")]
+
+
 def test_no_part_is_handed_to_a_loader():
     word = "custom" + "_objects"
     root = SOURCE.parent.parent

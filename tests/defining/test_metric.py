@@ -254,6 +254,14 @@ def test_a_nan_of_no_weight_has_no_effect():
         assert np.isfinite(float(metric.result()))
 
 
+def test_an_empty_batch_with_weights_changes_nothing():
+    nothing = np.zeros((0, 1), "float32")
+    for metric in [*METRICS, OfEntries()]:
+        metric.reset_state()
+        before = _updated(metric, (np.ones((2, 1)), np.ones((2, 1))))
+        np.testing.assert_array_equal(_updated(metric, (nothing, nothing, np.zeros(0, "float32"))), before)
+
+
 def test_weights_a_time_step():
     metric = mean_error()
     metric.update_state(np.zeros((1, 2, 1)), [[[1.0], [5.0]]], sample_weight=[[1.0, 0.0]])
@@ -529,8 +537,8 @@ def test_weights_pick_samples_whether_values_are_of_entries_or_of_samples(make, 
 
 
 def test_weights_pick_samples_in_fit_after_a_fit_without():
-    model = keras.Sequential([keras.Input((1,)), keras.layers.Identity()])
-    model.compile("sgd", "mse", weighted_metrics=[OfEntries(name="error")])
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="ones")])
+    model.compile(keras.optimizers.SGD(0.0), "mse", weighted_metrics=[OfEntries(name="error")])
     x = np.array([[1.0], [5.0], [9.0]], "float32")
     model.fit(x, x * 0, verbose=0)
     assert model.fit(x, x * 0, sample_weight=np.array([1.0, 0.0, 0.0]), verbose=0).history["error"] == [1.0]

@@ -940,6 +940,27 @@ def test_what_a_constructor_fixes_of_the_common_arguments_is_not_given_twice(tri
     np.testing.assert_allclose(loaded.evaluate(X, Y, verbose=0), model.evaluate(X, Y, verbose=0), rtol=1e-6)
 
 
+@kustom.part
+class FixedField(Scaled):
+    def __init__(self, shift=0.0, **kwargs):
+        super().__init__(factor=3.0, shift=shift, **kwargs)
+
+
+@kustom.part
+class FixedByPosition(keras.losses.Loss):
+    def __init__(self, **kwargs):
+        super().__init__("by_position", **kwargs)
+
+    def call(self, y_true, y_pred):
+        return ops.abs(ops.subtract(y_true, y_pred))
+
+
+@pytest.mark.parametrize("part", [FixedField(shift=2.0), FixedByPosition()], ids=["field", "position"])
+def test_what_a_constructor_fixes_of_a_base_is_not_given_twice(part):
+    again = type(part).from_config(part.get_config())
+    assert again.get_config() == part.get_config()
+
+
 def test_a_constructor_that_fixes_no_common_argument_may_still_fail_by_itself():
     @kustom.part(package="fixing")
     class FixesItsOwn(keras.layers.Layer):

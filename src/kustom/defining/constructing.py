@@ -470,13 +470,14 @@ def _made(cls: Any, values: dict[str, Any], common: Any, later: dict[str, Any]) 
     Nobody can see that in its signature. What it refuses to be given twice, and fixes to another value, is added to `later`.
     """
     values, fixed = dict(values), {}
+    fixable = {*common, *cls._kustom_fields} - inspect.signature(cls.__init__).parameters.keys()
     while True:
         try:
             part = cls(**values)
             break
         except TypeError as error:
-            twice = re.search(r"got multiple values for keyword argument '(\w+)'", str(error))
-            if twice is None or twice[1] not in common or twice[1] not in values:
+            twice = re.search(r"got multiple values for (?:keyword )?argument '(\w+)'", str(error))
+            if twice is None or twice[1] not in fixable or twice[1] not in values:
                 raise
             fixed[twice[1]] = values.pop(twice[1])
     for name, value in fixed.items():
@@ -484,7 +485,7 @@ def _made(cls: Any, values: dict[str, Any], common: Any, later: dict[str, Any]) 
         place = getattr(type(part), attribute, None)
         settable = not isinstance(place, property) or place.fset is not None
         held = getattr(part, attribute, value)
-        if settable and held != (keras.dtype_policies.get(value) if attribute == "dtype_policy" else value):
+        if settable and not same(held, keras.dtype_policies.get(value) if attribute == "dtype_policy" else value):
             later[name] = value
     return part
 
