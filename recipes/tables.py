@@ -114,7 +114,7 @@ def _table(name: str, frame: pd.DataFrame, target: str, facts: dict[str, Any]) -
         raise TableError(f"{name} has {_rows(len(known))} with a value of {target!r}; at least {FEWEST_ROWS} are needed")
     if values.min() == values.max():
         raise TableError(f"the target {target!r} is {values[0]:g} in every row: there is nothing to learn")
-    features = known.drop(columns=target).dropna(axis="columns", how="all")
+    features = known.drop(columns=target).dropna(axis="columns", how="all").apply(_truths_as_text)
     empty = [str(column) for column in known if column != target and column not in features]
     if not len(features.columns):
         raise TableError(f"{name} has no column beside {target!r} to learn from")
@@ -125,6 +125,13 @@ def _table(name: str, frame: pd.DataFrame, target: str, facts: dict[str, Any]) -
         notes.append(f"dropped what has no value in any row: {', '.join(empty)}")
     facts = facts | {"target": target, "rows": len(known), "rows_dropped": len(frame) - len(known), "columns_dropped": empty}
     return Table(name, target, features, values, facts, tuple(notes))
+
+
+def _truths_as_text(column: pd.Series) -> pd.Series:
+    """Truth values as text, so that they are a category each, and their gaps another one."""
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+        return column
+    return column.map(lambda value: str(value) if isinstance(value, bool | np.bool_) else value)
 
 
 def _refuse_text(column: pd.Series, name: str) -> None:

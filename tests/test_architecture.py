@@ -47,6 +47,22 @@ def test_what_is_private_to_keras_stands_in_one_file(path):
         assert "keras.src" not in path.read_text(encoding="utf-8").replace("keras.src.", "") or path.name == "errors.py"
 
 
+def test_defining_touches_no_private_name_that_is_not_its_own():
+    used: dict[str, str] = {}
+    own = {"_getframe", "_fields"}  # of Python: the caller's frame, and what tells a named tuple
+    for path in FILES:
+        if _room(path) != "defining":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                own.add(node.name)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                own.add(node.attr)
+            elif isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith(("__", "_kustom")):
+                used[node.attr] = f"{path.name}:{node.lineno}"
+    assert not {name: place for name, place in used.items() if name not in own}
+
+
 @pytest.mark.parametrize("path", [p for p in FILES if _room(p) in ORDER], ids=lambda p: str(p.relative_to(SOURCE)))
 def test_arrows_point_downwards(path):
     rank = ORDER.index(_room(path))
@@ -112,6 +128,10 @@ def test_the_modules_can_all_be_imported():
         if module.name.split(".")[-1] in ("tensorflow", "jax", "torch") and not module.name.endswith(keras.backend.backend()):
             continue
         __import__(module.name)
+
+
+def test_no_banners():
+    assert not [path for path in FILES if "# ---" in path.read_text(encoding="utf-8")]
 
 
 def test_no_part_is_handed_to_a_loader():

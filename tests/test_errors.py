@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -77,3 +78,63 @@ def test_kustoms_frames_are_hidden_and_one_switch_shows_them():
         keras.config.enable_traceback_filtering()
     assert hidden == 1
     assert shown > 3
+
+
+@kustom.part
+class Unbuilt(keras.layers.Dense):
+    def build(self, input_shape):
+        pass
+
+
+@kustom.loss
+def given(y_true, y_pred, *, factor=1.0):
+    return factor * y_pred
+
+
+@kustom.metric
+def measured(y_true, y_pred):
+    return y_pred
+
+
+@kustom.part
+class Given(keras.layers.Layer):
+    factor: Any = 1.0
+
+
+def _late(part):
+    part.factor = lambda value: value
+    return part
+
+
+def _sublayer_late():
+    layer = Given()
+    layer.build((None, 1))
+    object.__setattr__(layer, "late", keras.layers.Dense(1))
+    layer.save_own_variables({})
+
+
+CALLS = {
+    "a decorator": lambda: kustom.loss(lambda y_true, y_pred, factor=1.0: y_pred),
+    "a decorator with arguments": lambda: kustom.loss(package="")(given.fn),
+    "part": lambda: kustom.part(int),
+    "part with arguments": lambda: kustom.part(package="mine")(int),
+    "build": lambda: Unbuilt(2).build((None, 3)),
+    "save": _sublayer_late,
+    "merge_state": lambda: measured().merge_state([3]),
+    "from_config of a function": lambda: given.from_config({"unknown": 1}),
+    "from_config of a class": lambda: Given.from_config({"unknown": 1}),
+    "get_config of a function": lambda: _late(given()).get_config(),
+    "get_config of a class": lambda: _late(Given()).get_config(),
+    "get_config of a bare class": lambda: Given.get_config(),
+    "field": lambda: kustom.field(default=1, default_factory=list),
+    "Sums": lambda: kustom.Sums(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_one_frame_at_most_stands_between_the_users_line_and_the_error(call):
+    with pytest.raises(errors.KustomError) as caught:
+        call()
+    package = str(Path(kustom.__file__).parent)
+    ours = [f for f in traceback.extract_tb(caught.value.__traceback__) if f.filename.startswith(package)]
+    assert [frame.name for frame in ours] == ["outermost"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import pytest
 
@@ -48,6 +50,22 @@ def test_tracking():
     private.track(layer, late)
     assert id(late) in private.tracked(layer)
     assert layer._tracker.locked
+
+
+def test_what_a_layer_is_made_of():
+    inner = keras.layers.Dense(1)
+    layer: Any = keras.Sequential([inner])
+    outer: Any = keras.layers.Layer()
+    outer.inner, outer.mean = layer, keras.metrics.Mean()
+    assert private.sublayers(outer) == [layer]
+    assert private.descendants(outer) == [layer, inner]
+    assert private.metrics_of(outer) == [outer.mean]
+
+    class State:
+        state = keras.Variable(1.0)
+
+    private.add_state(outer, State())
+    assert any(variable is State.state for variable in outer.variables)
 
 
 def test_a_layer_knows_whether_it_was_called():

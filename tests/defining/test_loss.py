@@ -397,3 +397,74 @@ def _gradient(function, x):
     x = torch.tensor(x, requires_grad=True)
     function(x).backward()
     return x.grad.numpy()
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 1), (2, 4)], ids=str)
+def test_a_masked_sequence_trains_with_sample_weights(shape):
+    model = keras.Sequential(
+        [
+            keras.Input((4,), dtype="int32"),
+            keras.layers.Embedding(5, 3, mask_zero=True),
+            keras.layers.LSTM(2, return_sequences=True),
+        ]
+    )
+    model.compile("sgd", loss=squared())
+    tokens = np.array([[1, 2, 0, 0], [1, 2, 3, 0]])
+    history = model.fit(tokens, np.zeros((2, 4, 2), "float32"), sample_weight=np.ones(shape, "float32"), verbose=0).history
+    assert np.isfinite(history["loss"][0])
+
+
+@pytest.mark.parametrize("make", [squared, huber])
+@pytest.mark.parametrize("reduction", ["sum", "none", "mean_with_sample_weight"])
+def test_an_empty_batch_with_weights_is_as_one_of_keras(make, reduction):
+    nothing = np.zeros((0, 1), "float32")
+    ours = make(reduction=reduction)(nothing, nothing, sample_weight=np.zeros(0, "float32"))
+    theirs = keras.losses.MeanSquaredError(reduction=reduction)(nothing, nothing, sample_weight=np.zeros(0, "float32"))
+    np.testing.assert_array_equal(ops.convert_to_numpy(ours), ops.convert_to_numpy(theirs))
+
+
+def test_a_weight_an_entry_counts_in_the_mean_with_sample_weight():
+    y_pred = np.array([[1.0, 3.0], [5.0, 7.0]], "float32")
+    weight = np.array([[1.0, 0.0], [0.0, 3.0]], "float32")
+    for loss in (absolute(reduction="mean_with_sample_weight"), AbsoluteLoss(reduction="mean_with_sample_weight")):
+        assert float(loss(np.zeros((2, 2)), y_pred, sample_weight=weight)) == (1.0 + 3 * 7.0) / 4
+
+
+@kustom.loss
+def absolute(y_true, y_pred):
+    return ops.abs(ops.subtract(y_true, y_pred))
+
+
+@kustom.part
+class AbsoluteLoss(keras.losses.Loss):
+    def call(self, y_true, y_pred):
+        return ops.abs(ops.subtract(y_true, y_pred))
+
+
+@kustom.loss
+def misspelt(y_true, y_pred):
+    return undefined_name * y_pred  # noqa: F821  # pyright: ignore
+
+
+@kustom.loss
+def looks_at_values(y_true, y_pred):
+    assert int(ops.max(y_true)) < y_pred.shape[-1]
+    return keras.losses.sparse_categorical_crossentropy(y_true, y_pred)
+
+
+def test_an_error_of_the_functions_own_is_the_authors_to_see():
+    with pytest.raises(NameError, match="undefined_name"):
+        misspelt()(np.arange(3), np.full((3, 3), 1 / 3, "float32"))
+
+
+def test_a_function_that_looks_at_values_works_for_as_many_samples_as_classes():
+    for count in (2, 3):
+        value = looks_at_values()(np.arange(count), np.full((count, 3), 1 / 3, "float32"))
+        assert float(value) == pytest.approx(np.log(3), rel=1e-5)
+
+
+@pytest.mark.parametrize(("true", "pred"), [((4, 1, 1), (4,)), ((3, 3), (3,)), ((3, 1, 1, 1), (3, 1))], ids=str)
+def test_targets_with_more_axes_than_the_predictions_are_refused(true, pred):
+    for call in (absolute(), AbsoluteLoss(), absolute):
+        with pytest.raises(errors.ShapeError, match="more axes than the predictions"):
+            call(np.zeros(true), np.zeros(pred))

@@ -254,6 +254,14 @@ def test_a_nan_of_no_weight_has_no_effect():
         assert np.isfinite(float(metric.result()))
 
 
+def test_an_empty_batch_with_weights_changes_nothing():
+    nothing = np.zeros((0, 1), "float32")
+    for metric in [*METRICS, OfEntries()]:
+        metric.reset_state()
+        before = _updated(metric, (np.ones((2, 1)), np.ones((2, 1))))
+        np.testing.assert_array_equal(_updated(metric, (nothing, nothing, np.zeros(0, "float32"))), before)
+
+
 def test_weights_a_time_step():
     metric = mean_error()
     metric.update_state(np.zeros((1, 2, 1)), [[[1.0], [5.0]]], sample_weight=[[1.0, 0.0]])
@@ -336,3 +344,248 @@ def test_sums_say_what_they_take():
         kustom.Sums()
     with pytest.raises(errors.DefinitionError, match="keep="):
         kustom.Sums(keep=-1, a=1)
+
+
+def test_a_single_batch_is_counted_exactly_beyond_2_to_the_24():
+    count = 2**24 + 2**20 + 1
+    metric = truths()
+    metric.update_state(np.ones(count, "int32"), np.ones(count, "float32"))
+    for high, low in (metric.variables[:2], metric.variables[2:]):
+        assert float(high) + float(low) == count
+
+
+def test_sums_of_integers_that_no_int32_holds_are_as_float32_rounds_them():
+    metric = truths()
+    metric.update_state(np.full(3, 2**31 - 2, "int32"), np.ones(3, "float32"))
+    assert float(metric.result()["integers"]) == pytest.approx(3 * (2**31 - 2), rel=1e-6)
+
+
+@kustom.metric(result=lambda booleans, integers: {"booleans": booleans, "integers": integers})
+def truths(y_true, y_pred):
+    return kustom.Sums(booleans=ops.equal(y_true, y_true), integers=y_true)
+
+
+def test_a_mask_counts_in_sums_of_integers(masked):
+    metric = truths()
+    metric.update_state(np.array([[5, 7, 2]]), masked(np.ones((1, 3)), np.array([[True, False, True]])))
+    assert {name: float(value) for name, value in metric.result().items()} == {"booleans": 2.0, "integers": 7.0}
+
+
+@kustom.metric(result=lambda scale: scale)
+def clashing(y_true, y_pred, *, scale=2.0):
+    return kustom.Sums(scale=y_pred)
+
+
+@kustom.metric(result=lambda total, missing: total)
+def asking_for_more(y_true, y_pred, *, scale=2.0):
+    return kustom.Sums(total=y_pred)
+
+
+@kustom.metric(result=lambda total: total)
+def giving_more(y_true, y_pred, *, scale=2.0):
+    return kustom.Sums(total=y_pred, rest=y_pred)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (clashing, "'scale' has the name of a setting"),
+        (asking_for_more, "asks for 'missing'"),
+        (giving_more, "does not take .*'rest'"),
+    ],
+)
+def test_sums_that_do_not_fit_the_formula_are_refused_with_both_lists_of_names(make, says):
+    with pytest.raises(errors.ReturnError, match=rf"{says}.*The sums are \w+.*the settings are scale.*in result= takes \w+"):
+        make().update_state([[1.0]], [[2.0]])
+
+
+ONE_AND_THREE = np.array([1.0, 3.0])
+
+
+@kustom.metric
+def weighed_by_array(y_true, y_pred, *, w=ONE_AND_THREE):
+    return w * ops.abs(ops.subtract(y_true, y_pred))
+
+
+def test_metrics_with_arrays_as_settings_merge():
+    one, other = weighed_by_array(), weighed_by_array()
+    for metric in (one, other):
+        metric.update_state([[1.0, 1.0]], [[2.0, 2.0]])
+    one.merge_state([other])
+    assert float(one.result()) == 2.0
+    with pytest.raises(errors.ReturnError, match="cannot take in"):
+        one.merge_state([weighed_by_array(w=np.array([1.0, 2.0]))])
+
+
+TARGETS = [((4, 1, 1), (4,)), ((3, 3), (3,)), ((3, 1, 1, 1), (3, 1))]
+
+
+@pytest.mark.parametrize(("true", "pred"), TARGETS, ids=str)
+@pytest.mark.parametrize("make", [precision, rmse, mean_error])
+def test_targets_with_more_axes_than_the_predictions_are_refused(make, true, pred):
+    with pytest.raises(errors.ShapeError, match="more axes than the predictions"):
+        make().update_state(np.zeros(true), np.zeros(pred))
+
+
+# --- a class of its own
+
+
+def _absolute(y_true, y_pred):
+    return ops.abs(ops.subtract(y_true, y_pred))
+
+
+class Weighted(keras.metrics.Metric):
+    """A weighted mean of what `values` returns, weighed in the simplest way."""
+
+    def setup(self):
+        self.total = self.add_variable((), "zeros", name="total")
+        self.count = self.add_variable((), "zeros", name="count")
+
+    def update_state(self, targets, predictions, sample_weight=None):
+        values = self.values(targets, predictions)
+        weight = ops.ones_like(values) if sample_weight is None else sample_weight
+        self.total.assign_add(ops.sum(values * weight))
+        self.count.assign_add(ops.sum(weight * ops.ones_like(values)))
+
+    def result(self):
+        return ops.divide_no_nan(self.total, self.count)
+
+
+@kustom.part
+class OfEntries(Weighted):
+    def values(self, targets, predictions):
+        return _absolute(targets, predictions)
+
+
+@kustom.part
+class OfMeans(Weighted):
+    def values(self, targets, predictions):
+        return ops.mean(_absolute(targets, predictions), axis=-1)
+
+
+@kustom.part
+class OfFirst(Weighted):
+    def values(self, targets, predictions):
+        return _absolute(targets, predictions)[..., 0]
+
+
+@kustom.part
+class OfOtherNames(keras.metrics.Metric):
+    def setup(self):
+        self.error = self.add_variable((), "zeros", name="error")
+
+    def update_state(self, targets, predictions, sample_weight=None):
+        self.error.assign(ops.mean(ops.square(ops.subtract(targets, predictions))))
+
+    def result(self):
+        return self.error
+
+
+def _squares(y_true, y_pred):
+    return ops.square(ops.subtract(y_true, y_pred))
+
+
+@kustom.part
+class Wrapping(keras.metrics.MeanMetricWrapper):
+    def __init__(self, name="wrapping", dtype=None):
+        super().__init__(_squares, name=name, dtype=dtype)
+
+    def get_config(self):
+        return {"name": self.name, "dtype": self.dtype}
+
+
+@pytest.mark.parametrize("make", [OfOtherNames, Wrapping])
+def test_flat_targets_are_aligned_whatever_they_are_called_and_whoever_wrote_the_update(make):
+    metric = make()
+    metric.update_state(np.array([0.0, 1.0, 1.0, 0.0]), np.array([[0.1], [0.9], [0.8], [0.3]]))
+    assert float(metric.result()) == pytest.approx(0.0375)
+
+
+def test_a_metric_of_one_tensor_is_handed_what_it_is_given():
+    @kustom.part
+    class Largest(keras.metrics.Metric):
+        def setup(self):
+            self.largest = self.add_variable((), "zeros", name="largest")
+
+        def update_state(self, values, sample_weight=None):
+            self.largest.assign(ops.maximum(self.largest, ops.max(values)))
+
+        def result(self):
+            return self.largest
+
+    metric = Largest()
+    metric.update_state([1.0, 4.0])
+    assert float(metric.result()) == 4.0
+
+
+STEPS = np.arange(9.0, dtype="float32")
+
+
+@pytest.mark.parametrize("make", [OfEntries, OfMeans, OfFirst])
+@pytest.mark.parametrize("true", [(3,), (3, 1)], ids=str)
+def test_weights_pick_samples_whether_values_are_of_entries_or_of_samples(make, true):
+    metric = make()
+    metric.update_state(np.zeros(true), [[1.0], [5.0], [9.0]], sample_weight=[1.0, 0.0, 0.0])
+    assert float(metric.result()) == 1.0
+    metric.reset_state()
+    # As many classes as samples, so that a weight of the wrong axis would fit.
+    metric.update_state(np.zeros((3, 3)), STEPS.reshape(3, 3), sample_weight=[0.0, 2.0, 0.0])
+    assert float(metric.result()) == (3.0 if make is OfFirst else 4.0)
+    metric.reset_state()
+    metric.update_state(np.zeros((3, 3, 1)), STEPS.reshape(3, 3, 1), sample_weight=np.eye(3)[:, [1, 0, 2]])
+    assert float(metric.result()) == (1.0 + 3.0 + 8.0) / 3
+
+
+def test_weights_pick_samples_in_fit_after_a_fit_without():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="ones")])
+    model.compile(keras.optimizers.SGD(0.0), "mse", weighted_metrics=[OfEntries(name="error")])
+    x = np.array([[1.0], [5.0], [9.0]], "float32")
+    model.fit(x, x * 0, verbose=0)
+    assert model.fit(x, x * 0, sample_weight=np.array([1.0, 0.0, 0.0]), verbose=0).history["error"] == [1.0]
+
+
+def test_weights_of_entries_beside_values_of_samples_are_refused():
+    with pytest.raises(errors.ShapeError, match="cannot weigh its values"):
+        OfMeans().update_state(np.zeros((3, 3)), np.ones((3, 3)), sample_weight=np.eye(3))
+
+
+def test_trying_the_weights_leaves_nothing_behind_in_the_metric():
+    @kustom.part
+    class Counting(Weighted):
+        def setup(self):
+            super().setup()
+            self.updates = 0
+
+        def values(self, targets, predictions):
+            self.updates += 1
+            return _absolute(targets, predictions)
+
+    metric = Counting()
+    metric.update_state([[0.0], [0.0]], [[1.0], [2.0]], sample_weight=[1.0, 1.0])
+    assert metric.updates == 1
+    assert float(metric.total) == 3.0
+
+
+@kustom.part
+class Unweighted(keras.metrics.Metric):
+    def setup(self):
+        self.total = self.add_variable((), "zeros", name="total")
+
+    def update_state(self, y_true, y_pred):
+        self.total.assign_add(ops.sum(_absolute(y_true, y_pred)))
+
+    def result(self):
+        return self.total
+
+
+def test_a_metric_without_sample_weight_refuses_weights_and_masks(masked):
+    for give in (
+        lambda metric: metric.update_state([[0.0]], [[1.0]], sample_weight=[0.0]),
+        lambda metric: metric.update_state([[0.0]], [[1.0]], [0.0]),
+        lambda metric: metric.update_state(np.zeros((1, 2, 1)), masked([[[1.0], [2.0]]], [[True, False]])),
+    ):
+        with pytest.raises(errors.DefinitionError, match="sample_weight=None"):
+            give(Unweighted())
+    metric = Unweighted()
+    metric.update_state([[0.0]], [[1.0]], sample_weight=None)
+    assert float(metric.result()) == 1.0

@@ -162,6 +162,111 @@ def test_names_must_be_text():
         kustom.loss(package="names", formerly=(3,))(shared_name.fn)  # pyright: ignore
 
 
+TWO = {
+    "class": """
+        @kustom.part
+        class Gate(keras.layers.Layer):
+            def call(self, x):
+                return x * 2.0
+
+        First = Gate
+
+        @kustom.part
+        class Gate(keras.layers.Layer):
+            def call(self, x):
+                return x * -7.0
+    """,
+    "class of fields": """
+        @kustom.part
+        class Gate(keras.layers.Layer):
+            factor: float = 2.0
+
+        @kustom.part
+        class Gate(keras.layers.Layer):
+            factor: float = -7.0
+    """,
+    "loss and metric": """
+        @kustom.loss
+        def error(y_true, y_pred):
+            return ops.abs(ops.subtract(y_true, y_pred))
+
+        @kustom.metric
+        def error(y_true, y_pred):
+            return ops.abs(ops.subtract(y_true, y_pred))
+    """,
+    "one function twice": """
+        def error(y_true, y_pred):
+            return ops.abs(ops.subtract(y_true, y_pred))
+
+        kustom.loss(error)
+        kustom.metric(error)
+    """,
+    "branches": """
+        def make(positive):
+            if positive:
+                @kustom.layer
+                def gate(x):
+                    return x * 2.0
+            else:
+                @kustom.layer
+                def gate(x):
+                    return x * -7.0
+            return gate
+
+        make(True)
+        make(False)
+    """,
+    "two functions": """
+        def error(y_true, y_pred):
+            return ops.abs(ops.subtract(y_true, y_pred))
+
+        def as_loss():
+            return kustom.loss(error)
+
+        def as_metric():
+            return kustom.metric(error)
+
+        as_loss()
+        as_metric()
+    """,
+}
+
+
+@pytest.mark.parametrize("text", TWO.values(), ids=TWO)
+def test_two_parts_of_one_name_in_one_module_are_refused_with_both_lines(text, tmp_path, monkeypatch):
+    name = f"two_parts_{len(list(tmp_path.parent.iterdir()))}"
+    (tmp_path / f"{name}.py").write_text("import keras, kustom\nfrom keras import ops\n" + textwrap.dedent(text))
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(errors.NameClashError, match=rf"{name}\.py:\d+ was about to replace the \w+ at .*{name}\.py:\d+") as caught:
+        importlib.import_module(name)
+    assert "load as the other" in str(caught.value)
+
+
+def test_an_edited_cell_and_a_reloaded_module_replace_whatever_they_were():
+    cells = [
+        "@kustom.loss\ndef cell(y_true, y_pred):\n    return y_pred\n",
+        "# edited\n\n@kustom.loss\ndef cell(y_true, y_pred):\n    return 2 * y_pred\n",
+        "@kustom.metric\ndef cell(y_true, y_pred):\n    return y_pred\n",
+    ]
+    names = {"__name__": "a_notebook", "kustom": kustom}
+    for cell in cells:
+        exec(compile(cell, "<cell>", "exec"), names)
+        assert keras.saving.get_registered_object("a_notebook>cell") is names["cell"]
+
+
+def test_a_loop_and_a_decorator_of_ones_own_define_a_part_again():
+    def named(function):
+        return kustom.activation(package="loops")(function)
+
+    for _ in range(2):
+
+        @named
+        def looped(x):
+            return x
+
+    assert keras.saving.get_registered_object("loops>looped") is type(looped)
+
+
 # --- closures
 
 

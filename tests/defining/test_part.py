@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import enum
 import inspect
 import json
 import pickle
+import types
 from typing import Annotated, Any, ClassVar, Literal
 
 import keras
@@ -736,3 +738,349 @@ def test_names_that_keras_needs_are_refused(name):
 def test_names_that_the_base_needs_are_refused(base, name):
     with pytest.raises(errors.ReservedNameError, match=f"the field '{name}'"):
         kustom.part(type("Taken", (base,), {"__annotations__": {name: float}, "__module__": __name__}))
+
+
+# --- settings that no file would hold
+
+
+class Mode(enum.IntEnum):
+    SLOW = 1
+    FAST = 2
+
+
+class Word(str, enum.Enum):  # noqa: UP042
+    SLOW = "slow"
+
+
+@kustom.part
+class OfAnEnum(keras.layers.Layer):
+    mode: Mode = Mode.SLOW
+
+
+@kustom.layer
+def of_a_word(x, *, word=Word.SLOW):
+    return x
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: OfAnEnum(mode=Mode.FAST),
+        OfAnEnum,
+        lambda: of_a_word(word=Word.SLOW),
+        lambda: Holder(anything=[Word.SLOW]),
+        lambda: Holder(maybe=Mode.FAST),
+    ],
+    ids=["annotated", "default", "function", "inside", "optional"],
+)
+def test_a_member_of_an_enum_is_refused_since_it_would_come_back_as_another_type(make):
+    with pytest.raises(errors.UnsavableSettingError, match=r"give its \.value"):
+        make()
+
+
+def test_a_number_of_an_enum_is_a_plain_number_where_the_setting_is_one():
+    assert Holder(numbers=[Mode.FAST]).get_config()["numbers"] == [2.0]
+
+
+def test_a_member_of_an_enum_that_is_set_later_is_refused_in_the_config():
+    part = Holder(anything=1)
+    part.anything = Word.SLOW
+    with pytest.raises(errors.UnsavableSettingError, match=r"give its \.value"):
+        part.get_config()
+
+
+@kustom.part
+class RegularizerByLayer(keras.regularizers.Regularizer):
+    net: keras.layers.Layer = kustom.field()
+
+    def __call__(self, w):
+        return ops.sum(self.net(w))
+
+
+@kustom.part
+class ConstraintByLayer(keras.constraints.Constraint):
+    net: Any = None
+
+    def __call__(self, w):
+        return self.net(w)
+
+
+@kustom.part
+class InitializerByLayer(keras.initializers.Initializer):
+    def __init__(self, net):
+        self.net = net
+
+    def __call__(self, shape, dtype=None):
+        return self.net(ops.ones(shape))
+
+
+@kustom.regularizer
+def regularized_by(w, *, net=None):
+    return ops.sum(net(w))
+
+
+@kustom.activation
+def activated_by(x, *, net=None):
+    return net(x)
+
+
+@kustom.metric
+def measured_by(y_true, y_pred, *, net=None):
+    return net(y_pred)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [RegularizerByLayer, ConstraintByLayer, InitializerByLayer, regularized_by, activated_by, measured_by],
+    ids=lambda make: make.__name__,
+)
+def test_a_layer_is_refused_where_keras_would_not_save_its_weights(make):
+    with pytest.raises(errors.UnsavableSettingError, match="saves no weights"):
+        make(net=keras.layers.Dense(1))
+
+
+# --- constructors
+
+
+def test_a_constructor_that_takes_any_number_of_settings_is_refused():
+    with pytest.raises(errors.DefinitionError, match=r"takes \*exponents"):
+
+        @kustom.part
+        class Powers(keras.layers.Layer):
+            def __init__(self, *exponents, **kwargs):
+                super().__init__(**kwargs)
+                self.exponents = exponents
+
+    @kustom.part
+    class PowersModel(keras.Model):
+        def __init__(self, *exponents, **kwargs):
+            super().__init__(**kwargs)
+            self.exponents = exponents
+
+    with pytest.raises(errors.DefinitionError, match=r"takes \*exponents"):
+        PowersModel(2.0, 3.0)
+
+
+@kustom.part
+class PassedOn(Scaled):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+@kustom.part
+class PowersByHand(keras.layers.Layer):
+    def __init__(self, *exponents, **kwargs):
+        super().__init__(**kwargs)
+        self.exponents = exponents
+
+    def get_config(self):
+        return {"exponents": list(self.exponents)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(*config["exponents"])
+
+
+@kustom.part
+class AnyTower(keras.Model):
+    def __init__(self, *args, **kwargs):
+        if not args:
+            x = keras.Input((4,))
+            args = (x, keras.layers.Dense(1)(x))
+        super().__init__(*args, **kwargs)
+
+
+def test_a_constructor_that_passes_everything_on_loses_nothing(trip):
+    loaded = trip(keras.Sequential([keras.Input((4,)), PassedOn(3.0, shift=1.0), PowersByHand(1.0, 2.0)]))
+    assert (loaded.layers[0].factor, loaded.layers[0].shift) == (3.0, 1.0)
+    assert loaded.layers[1].exponents == (1.0, 2.0)
+    x = keras.Input((4,))
+    assert AnyTower(x, keras.layers.Dense(2)(x)).output_shape == (None, 2)
+
+
+@kustom.part
+class FixedReduction(keras.losses.Loss):
+    def __init__(self, factor=1.0, **kwargs):
+        super().__init__(reduction="sum", **kwargs)
+        self.factor = factor
+
+    def call(self, y_true, y_pred):
+        return self.factor * ops.abs(ops.subtract(y_true, y_pred))
+
+
+@kustom.part
+class FixedName(keras.metrics.Metric):
+    def __init__(self, factor=1.0, **kwargs):
+        super().__init__(name="fixed", **kwargs)
+        self.factor = factor
+        self.last = self.add_variable((), "zeros", name="last")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.last.assign(self.factor * ops.mean(y_pred))
+
+    def result(self):
+        return self.last
+
+
+@kustom.part
+class FixedNameAndDtype(keras.layers.Dense):
+    def __init__(self, units, **kwargs):
+        super().__init__(units, name="encoder", dtype="float32", **kwargs)
+
+
+def test_what_a_constructor_fixes_of_the_common_arguments_is_not_given_twice(trip):
+    model = keras.Sequential([keras.Input((4,)), FixedNameAndDtype(1)])
+    model.compile("sgd", FixedReduction(3.0), metrics=[FixedName(2.0)])
+    loaded = trip(model)
+    assert loaded.layers[0].get_config() == model.layers[0].get_config()
+    assert loaded.loss.get_config() == model.loss.get_config()
+    assert loaded.loss.reduction == "sum"
+    assert FixedName.from_config(FixedName(2.0).get_config()).get_config() == FixedName(2.0).get_config()
+    assert keras.models.clone_model(model).layers[0].name == "encoder"
+    np.testing.assert_allclose(loaded.evaluate(X, Y, verbose=0), model.evaluate(X, Y, verbose=0), rtol=1e-6)
+
+
+@kustom.part
+class FixedField(Scaled):
+    def __init__(self, shift=0.0, **kwargs):
+        super().__init__(factor=3.0, shift=shift, **kwargs)
+
+
+@kustom.part
+class FixedByPosition(keras.losses.Loss):
+    def __init__(self, **kwargs):
+        super().__init__("by_position", **kwargs)
+
+    def call(self, y_true, y_pred):
+        return ops.abs(ops.subtract(y_true, y_pred))
+
+
+@pytest.mark.parametrize("part", [FixedField(shift=2.0), FixedByPosition()], ids=["field", "position"])
+def test_what_a_constructor_fixes_of_a_base_is_not_given_twice(part):
+    again = type(part).from_config(part.get_config())
+    assert again.get_config() == part.get_config()
+
+
+def test_a_constructor_that_fixes_no_common_argument_may_still_fail_by_itself():
+    @kustom.part(package="fixing")
+    class FixesItsOwn(keras.layers.Layer):
+        def __init__(self, factor=1.0, **kwargs):
+            super().__init__(**kwargs)
+            dict(factor=factor, **{"factor": 2.0})
+
+    with pytest.raises(TypeError, match="multiple values"):
+        FixesItsOwn.from_config({"factor": 1.0})
+
+
+@kustom.layer
+def scaled(x, *, factor=2.0):
+    return factor * x
+
+
+@kustom.part
+class ScaledByHand(keras.layers.Layer):
+    def __init__(self, factor=2.0, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def call(self, x):
+        return x * self.factor
+
+
+@pytest.mark.parametrize("make", [Scaled, ScaledByHand, scaled], ids=lambda make: make.__name__)
+def test_no_autocast_is_in_the_file(make):
+    part = make(factor=3.0, autocast=False)
+    assert part.get_config()["autocast"] is False
+    assert type(part).from_config(part.get_config()).autocast is False
+    assert "autocast" not in make(factor=3.0).get_config()
+
+
+# --- a subclass that is no part
+
+
+class PlainOverPart(Scaled):
+    def __init__(self, extra=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.extra = extra
+
+
+class PlainOverFunction(scaled):
+    extra = 1.0
+
+
+class SavesItself(PlainOverPart):
+    def get_config(self):
+        return {**Scaled(self.factor).get_config(), "extra": self.extra}
+
+
+@pytest.mark.parametrize("make", [PlainOverPart, PlainOverFunction], ids=lambda make: make.__name__)
+def test_a_subclass_that_is_no_part_is_not_saved_without_what_it_adds(make, tmp_path):
+    model = keras.Sequential([keras.Input((4,)), make(factor=2.0)])
+    model(X)
+    for save in (lambda: keras.models.clone_model(model), lambda: model.save(tmp_path / "model.keras"), model.layers[0].get_config):
+        with pytest.raises(errors.ConfigError, match=r"decorate it with @kustom\.part"):
+            save()
+
+
+def test_a_subclass_that_writes_its_own_config_is_saved():
+    model = keras.Sequential([keras.Input((4,)), SavesItself(factor=2.0, extra=5.0)])
+    assert keras.models.clone_model(model).layers[0].extra == 5.0
+
+
+# --- where layers hide
+
+
+class Slotted:
+    __slots__ = ("__hidden", "inner")
+
+    def __init__(self, inner):
+        self.inner = inner
+
+
+@kustom.part
+class Hides(keras.layers.Layer):
+    hide: ClassVar[Any] = None
+
+    def setup(self):
+        self.tools = self.hide(keras.layers.Dense(3))
+
+
+def _object_array(layer):
+    array = np.empty(1, object)
+    array[0] = layer
+    return array
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [
+        lambda layer: types.SimpleNamespace(inner=layer),
+        Slotted,
+        _object_array,
+        lambda layer: types.MappingProxyType({"inner": layer}),
+        lambda layer: {"inner": layer}.values(),
+        lambda layer: {"inner": layer}.items(),
+    ],
+    ids=["namespace", "slots", "array", "mapping", "values", "items"],
+)
+def test_a_layer_where_keras_does_not_look_is_refused_by_the_attributes_name(hide):
+    Hides.hide = staticmethod(hide)
+    with pytest.raises(errors.TrackingError, match=r"Hides\.tools.* is a Dense"):
+        Hides()
+
+
+def test_such_objects_without_layers_are_fine():
+    @kustom.part(package="hiding")
+    class Keeps(keras.layers.Layer):
+        def setup(self):
+            self.kept = [types.SimpleNamespace(a=1), Slotted(2), np.array([None, "a"], object), {"a": 1}.values(), object()]
+
+    assert Keeps().kept[0].a == 1
+
+
+@pytest.mark.parametrize("make", [lambda: keras.layers.Dense(3), lambda: [keras.layers.Dense(3)]], ids=["layer", "list"])
+def test_a_layer_in_the_body_of_the_class_is_refused_by_its_name(make):
+    body = {"__module__": __name__, "inner": make(), "count": 3, "call": lambda self, x: x}
+    part = kustom.part(package="bodies")(type("InBody", (keras.layers.Layer,), body))
+    with pytest.raises(errors.TrackingError, match=r"InBody\.inner.* is a Dense in the body of the class"):
+        part()

@@ -255,6 +255,19 @@ def test_a_category_never_seen_in_training_has_inputs_all_the_same(module: Any) 
     assert np.isfinite(preparation.preparation.transform(stranger)).all()
 
 
+def test_truth_values_are_categories_and_so_are_their_gaps(module: Any, tmp_path: Path) -> None:
+    tables = module("tables")
+    table = houses(300)[["area", "price"]]
+    for gaps, inputs in ((False, 4), (True, 5)):
+        table["garden"] = np.where(np.arange(300) % 3 == 0, "True", "False")
+        if gaps:
+            table.loc[::5, "garden"] = None
+        table.to_csv(tmp_path / "gardens.csv", index=False)
+        data = tables.prepare(tables.read_table(tmp_path / "gardens.csv", "price"), seed=0)
+        # Area; whether it was missing; what the garden may be.
+        assert data.train.inputs.shape[1] == inputs
+
+
 def test_a_file_is_whole_or_not_there(module: Any, tmp_path: Path) -> None:
     write = module("run_folder").whole
     (tmp_path / "old.txt").write_text("old")

@@ -179,3 +179,22 @@ def test_every_part_says_what_it_is():
     for name in textbook.__all__:
         assert "Example:" in getattr(textbook, name).__doc__
     assert ops.is_tensor(huber_fn([0.0], [1.0]))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "bool"])
+def test_losses_and_metrics_take_integers_and_booleans_on_both_sides(dtype):
+    y_true, y_pred = np.array([[0], [1]], dtype), np.array([[1], [1]], dtype)
+    np.testing.assert_allclose(_numpy(huber_fn(y_true, y_pred)), [[0.5], [0.0]])
+    for loss in (huber_fn(), create_huber(1.0), HuberLoss()):
+        assert float(loss(y_true, y_pred)) == 0.25
+    assert float(HuberMetric()(y_true, y_pred)) == 0.25
+    assert float(precision()(y_true, y_pred)) == 0.5
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
+def test_the_quotient_is_finite_in_each_dtype(policy):
+    first, second = (np.array([row], "float32").T for row in ([1.0, 10.0, -1.0, 4.0, 1.0], [1e-6, 6e-5, 1e-6, 2.0, 0.0]))
+    quotient = _numpy(ops.cast(MyMultiLayer(dtype=policy)([first, second])[2], "float32"))[:, 0]
+    assert np.isfinite(quotient).all()
+    assert list(np.sign(quotient)) == [1, 1, -1, 1, 0]
+    assert quotient[3] == 2.0

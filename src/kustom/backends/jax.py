@@ -23,6 +23,22 @@ def refuses_mixed_dtypes(error: Exception) -> bool:
     return isinstance(error, TypeError) and any(refusal in text for refusal in _REFUSALS)
 
 
+_UNFIT_SHAPES = (
+    "incompatible shapes",  # "Incompatible shapes for broadcasting: shapes=[(5,), (5, 3)]"
+    "incompatible types for broadcasting",
+    "same shape",
+    "shapes that differ",  # concatenation
+    "different numbers of dimensions",  # stacking
+    "does not match previous terms",  # einsum
+)
+
+
+def refuses_shapes(error: Exception) -> bool:
+    """Whether `error` is JAX's refusal to compute with two shapes that do not fit each other."""
+    text = str(error).lower()
+    return isinstance(error, ValueError | TypeError) and any(refusal in text for refusal in _UNFIT_SHAPES)
+
+
 def is_concrete(x: Any) -> bool:
     """Whether the value of the tensor `x` is known now (it is not while a function is traced)."""
     return not isinstance(x, jax.core.Tracer)

@@ -29,8 +29,10 @@ from keras.src.utils.python_utils import is_default
 __all__ = [
     "RESERVED",
     "ROOTS",
+    "add_state",
     "backend_module",
     "compute_output_spec",
+    "descendants",
     "get_keras_mask",
     "has_value",
     "in_call",
@@ -44,6 +46,7 @@ __all__ = [
     "is_of_library",
     "listen",
     "mark_default",
+    "metrics_of",
     "open_scope",
     "reads",
     "reduce_weighted_values",
@@ -54,6 +57,7 @@ __all__ = [
     "share",
     "standardize_dtype",
     "stored",
+    "sublayers",
     "to_snake_case",
     "told",
     "track",
@@ -146,6 +150,26 @@ def in_call(layer: keras.layers.Layer) -> bool:
 def compute_output_spec(function: Any, *args: Any, **kwargs: Any) -> Any:
     """What `function` would return for symbolic arguments, as `KerasTensor`s; no variable changes."""
     return backend.compute_output_spec(function, *args, **kwargs)
+
+
+def sublayers(layer: keras.layers.Layer) -> list[Any]:
+    """The layers that `layer` tracks itself, in the order of their making."""
+    return layer._layers
+
+
+def descendants(layer: keras.layers.Layer) -> list[Any]:
+    """The layers below `layer`, at any depth."""
+    return list(layer._flatten_layers(include_self=False))
+
+
+def metrics_of(layer: keras.layers.Layer) -> list[Any]:
+    """The metrics that `layer` tracks itself, without those of its sublayers."""
+    return layer._metrics
+
+
+def add_state(layer: keras.layers.Layer, state: Any) -> None:
+    """Count `state.state`, a variable, among the layer's own, as that of a seed generator."""
+    layer._seed_generators.append(state)
 
 
 def tracked(owner: Any) -> set[int]:

@@ -33,6 +33,22 @@ def refuses_mixed_dtypes(error: Exception) -> bool:
     return any(refusal in text for refusal in _REFUSALS)
 
 
+_UNFIT_SHAPES = (
+    "must be equal",  # tracing: "Dimensions must be equal, but are 5 and 3 for '{{node sub}} = Sub[...]"
+    "incompatible shapes",  # eagerly: "Incompatible shapes: [5] vs. [5,3]"
+    "are incompatible",
+    "broadcastable",
+    "same rank",
+    "same shape",
+)
+
+
+def refuses_shapes(error: Exception) -> bool:
+    """Whether `error` is TensorFlow's refusal to compute with two shapes that do not fit each other."""
+    text = str(error).lower()
+    return isinstance(error, ValueError | tf.errors.InvalidArgumentError) and any(refusal in text for refusal in _UNFIT_SHAPES)
+
+
 def is_concrete(x: Any) -> bool:
     """Whether the value of the tensor `x` is known now (it is not while a `tf.function` is traced)."""
     return not tf.is_symbolic_tensor(x)

@@ -28,6 +28,21 @@ def refuses_mixed_dtypes(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(refusal in text for refusal in _REFUSALS)
 
 
+_UNFIT_SHAPES = (
+    "must match",  # "The size of tensor a (5) must match the size of tensor b (3) at non-singleton dimension 1"
+    "same shape",
+    "cannot be multiplied",
+    "to be equal size",  # stacking
+    "does not broadcast",  # einsum
+)
+
+
+def refuses_shapes(error: Exception) -> bool:
+    """Whether `error` is torch's refusal to compute with two shapes that do not fit each other."""
+    text = str(error).lower()
+    return isinstance(error, RuntimeError | ValueError) and any(refusal in text for refusal in _UNFIT_SHAPES)
+
+
 def is_concrete(x: Any) -> bool:
     """Whether the value of the tensor `x` is known now (it is not on the device `meta`)."""
     return not isinstance(x, torch.Tensor) or x.device.type != "meta"

@@ -16,7 +16,7 @@ import keras
 from kustom.backends import keras as private
 from kustom.defining import call_state
 from kustom.defining.tracking import BUILT, check_tracking
-from kustom.errors import BuildError
+from kustom.errors import BuildError, hide_frames
 
 __all__ = ["install"]
 
@@ -28,19 +28,19 @@ def install(cls: Any) -> None:
     """Wrap the methods of a part's class that build it."""
     written = vars(cls).get("build")
     if written is not None:
-        cls.build = _build(cls, written)
+        cls.build = hide_frames(_build(cls, written))
     elif private.is_default(cls.build):
-        cls.build = private.mark_default(_build(cls, cls.build))
+        cls.build = private.mark_default(hide_frames(_build(cls, cls.build)))
     if not isinstance(vars(cls).get("metrics"), property):
         cls.metrics = property(_metrics)
     if "build_from_config" not in vars(cls):
         cls.build_from_config = _build_from_config
     if "get_build_config" not in vars(cls):
         cls.get_build_config = _get_build_config
-    if "call" in vars(cls) and "quantized_call" not in vars(cls) and hasattr(cls, "_int8_call"):
+    if "call" in vars(cls) and "quantized_call" not in vars(cls):
         cls.quantize = _refuse_quantize(cls, cls.quantize)
     if "save_own_variables" not in vars(cls):
-        cls.save_own_variables = _saving(cls.save_own_variables)
+        cls.save_own_variables = hide_frames(_saving(cls.save_own_variables))
 
 
 def _build(cls: Any, written: Callable[..., None]) -> Callable[..., None]:
@@ -67,7 +67,7 @@ def _build(cls: Any, written: Callable[..., None]) -> Callable[..., None]:
                 _build_children(self, shapes, named_shapes)
                 _check_base_built(self)
             check_tracking(self)
-            object.__setattr__(self, BUILT, [id(layer) for layer in self._flatten_layers(include_self=False, recursive=False)])
+            object.__setattr__(self, BUILT, [id(layer) for layer in private.sublayers(self)])
         finally:
             object.__setattr__(self, _BUILDING, False)
 
@@ -83,7 +83,7 @@ def _tuples(shape: Any) -> Any:
 
 def _unbuilt(layer: Any) -> list[Any]:
     """The sublayers, at any depth, that are not built."""
-    return [child for child in layer._flatten_layers(include_self=False) if not child.built]
+    return [child for child in private.descendants(layer) if not child.built]
 
 
 def _build_children(self: Any, shapes: tuple[Any, ...], named_shapes: dict[str, Any]) -> None:
@@ -100,7 +100,7 @@ def _build_children(self: Any, shapes: tuple[Any, ...], named_shapes: dict[str, 
     vars(self).pop(_CHILDREN, None)
     symbolic = _symbolic_inputs(self, shapes, named_shapes)
     unbuilt = _unbuilt(self)
-    if not symbolic or not (unbuilt or self._metrics):
+    if not symbolic or not (unbuilt or private.metrics_of(self)):
         return
     modes: list[dict[str, Any]] = [{}, {"training": True}] if "training" in inspect.signature(self.call).parameters else [{}]
     try:
@@ -122,12 +122,12 @@ def _build_children(self: Any, shapes: tuple[Any, ...], named_shapes: dict[str, 
 
 def _recorded(self: Any) -> list[tuple[Any, dict[str, Any]]]:
     """The sublayers that are there, each with what a file has recorded of it."""
-    return [pair for pair in zip(self._layers, vars(self).get(_CHILDREN) or (), strict=False) if pair[1]]
+    return [pair for pair in zip(private.sublayers(self), vars(self).get(_CHILDREN) or (), strict=False) if pair[1]]
 
 
 def _builds_by_call(layer: Any) -> bool:
     """Whether a layer of the user's own is built by its call alone: then a shape is not enough."""
-    return "_kustom_own_fields" not in vars(type(layer)) and private.is_default(layer.build) and bool(layer._layers)
+    return "_kustom_own_fields" not in vars(type(layer)) and private.is_default(layer.build) and bool(private.sublayers(layer))
 
 
 def _quantize_as(child: Any, recorded: dict[str, Any]) -> None:
@@ -211,7 +211,7 @@ def _build_from_config(self: Any, config: dict[str, Any]) -> None:
 def _get_build_config(self: Any) -> dict[str, Any] | None:
     """The shapes that the part was built with, and how each sublayer was built."""
     config = keras.layers.Layer.get_build_config(self)
-    children = [_record(child) for child in self._layers]
+    children = [_record(child) for child in private.sublayers(self)]
     return {**(config or {}), "sublayers": children} if any(children) else config
 
 

@@ -55,7 +55,7 @@ def adopt(layer: Any, inputs: dict[str, Any]) -> None:
         inputs: Symbolic arguments of its call, by name.
     """
     views = vars(layer).get(_VIEWS, {})
-    metrics = [metric for metric in layer._metrics if id(metric) not in views and metric.variables]
+    metrics = [metric for metric in private.metrics_of(layer) if id(metric) not in views and metric.variables]
     if not metrics or current().HANDS_METRICS_TO_CALL:
         return
     updated: list[Any] = []
@@ -67,7 +67,8 @@ def adopt(layer: Any, inputs: dict[str, Any]) -> None:
 
     private.compute_output_spec(call, **inputs)
     for metric in updated:
-        layer._seed_generators.extend(_State(variable) for variable in metric.variables)
+        for variable in metric.variables:
+            private.add_state(layer, _State(variable))
         views[id(metric)] = _View(metric)
     object.__setattr__(layer, _VIEWS, views)
 

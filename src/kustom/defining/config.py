@@ -8,6 +8,7 @@ nobody but `decode` meets the marks.
 
 from __future__ import annotations
 
+import enum
 import math
 import types
 from typing import Any
@@ -30,6 +31,10 @@ def encode(value: Any, name: str) -> Any:
     """
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, enum.Enum):
+        raise UnsavableSettingError(
+            f"the setting {name!r} holds {value}, a member of an enum, which would come back as another type; give its .value."
+        )
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,7 @@ from kustom.errors import (
     refuse_tf_keras,
 )
 
-__all__ = ["install", "own_arguments", "root_of"]
+__all__ = ["install", "own_arguments", "refuse_networks", "refuse_undecorated", "root_of"]
 
 _KINDS = inspect.Parameter
 # Where an instance keeps the values given, the values held when it was made, what its base said then, and that it is set up.
@@ -87,9 +88,6 @@ def _is_root(owner: type) -> bool:
     return owner in private.ROOTS or owner is keras.Operation
 
 
-# --- the constructor ----------------------------------------------------------------------------------------------------
-
-
 def _generated(cls: Any) -> Callable[..., None]:
     base = next(c for c in cls.__mro__[1:] if "__init__" in vars(c) and not hasattr(vars(c)["__init__"], "_kustom_generated"))
     fields = _fields_above(cls, base)
@@ -103,7 +101,7 @@ def _generated(cls: Any) -> Callable[..., None]:
         settings = {name: given.pop(name) for name in list(given) if name in fields}
         refuse_tf_keras(*settings.values(), *given.values())
         values = fill(fields, settings, cls.__name__)
-        _refuse_networks(cls, values.values())
+        refuse_networks(cls, values.values())
         if issubclass(cls, keras.losses.Loss | keras.metrics.Metric) and "name" in common and given.get("name") is None:
             given["name"] = private.to_snake_case(cls.__name__)
         outermost = _GIVEN not in vars(self)
@@ -111,7 +109,8 @@ def _generated(cls: Any) -> Callable[..., None]:
         base.__init__(self, **given)
         for name, value in values.items():
             hold(self, name, value)
-        _remember(self, {**{name: value for name, value in given.items() if name in of_base}, **values})
+        kept = {name: value for name, value in given.items() if name in of_base or (name == "autocast" and value is False)}
+        _remember(self, {**kept, **values})
         if outermost or "setup" in dir(cls):
             _finish(self, outermost)
 
@@ -129,6 +128,10 @@ def _respected(cls: Any, written: Callable[..., None]) -> Callable[..., None]:
     fields: dict[str, Setting] = cls._kustom_fields
     own = cls._kustom_own_fields
     saves_itself = "get_config" in vars(cls)
+    many = next((p.name for p in parameters if p.kind is _KINDS.VAR_POSITIONAL), None)
+    above = next(base for base in cls.__mro__[1:] if "__init__" in vars(base))
+    if many and not saves_itself and not issubclass(cls, keras.Model) and "_kustom_own_fields" not in vars(above):
+        _refuse_many(cls, many)
 
     @hide_frames
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -137,7 +140,7 @@ def _respected(cls: Any, written: Callable[..., None]) -> Callable[..., None]:
         extra = bound.arguments.get(starred, {}) if starred else {}
         refuse_tf_keras(*bound.arguments.values(), *extra.values())
         given = {name: bound.arguments[name] for name in explicit}
-        _refuse_networks(cls, [*given.values(), *extra.values()])
+        refuse_networks(cls, [*given.values(), *extra.values()])
         for name, value in given.items():
             if name in fields:
                 bound.arguments[name] = given[name] = fields[name].accept(value, cls.__name__)
@@ -156,6 +159,10 @@ def _respected(cls: Any, written: Callable[..., None]) -> Callable[..., None]:
         outermost = _GIVEN not in vars(self)
         _remember(self, {})
         written(*bound.args, **bound.kwargs)
+        passed_on = len(vars(self)[_GIVEN])
+        lost = many is not None and not saves_itself and len(bound.arguments.get(many, ())) > passed_on
+        if lost and not (isinstance(self, keras.Model) and private.is_functional(self)):
+            _refuse_many(cls, str(many))
         for name in own:
             # Set before the base was ready to track what it holds.
             if name in vars(self):
@@ -168,6 +175,13 @@ def _respected(cls: Any, written: Callable[..., None]) -> Callable[..., None]:
     __init__.__doc__ = written.__doc__
     __init__.__qualname__ = written.__qualname__
     return __init__
+
+
+def _refuse_many(cls: Any, many: str) -> None:
+    raise DefinitionError(
+        f"{cls.__qualname__}.__init__ takes *{many}, of which a config could hold nothing. Name each setting, take them as one "
+        f"tuple ({many}: tuple), or write get_config() and from_config()."
+    )
 
 
 def _reaches_a_field(cls: Any, name: str) -> bool:
@@ -251,9 +265,6 @@ def _annotated(cls: type) -> set[str]:
     return {name for base in cls.__mro__ for name in vars(base).get("__annotations__", {})}
 
 
-# --- what was given, and what it became ---------------------------------------------------------------------------------
-
-
 def _snapshot(value: Any) -> Any:
     """A copy of plain data; objects of Keras are the same object."""
     if isinstance(value, dict):
@@ -264,15 +275,48 @@ def _snapshot(value: Any) -> Any:
     return value.copy() if isinstance(value, np.ndarray) else value
 
 
-def _refuse_networks(cls: type, values: Any) -> None:
-    """Refuse a layer as a setting of a metric: Keras saves no weights there, and it would come back with fresh ones."""
-    if issubclass(cls, keras.metrics.Metric):
-        for value in values:
-            if any(isinstance(leaf, keras.layers.Layer) for leaf in leaves(value)):
-                raise UnsavableSettingError(
-                    f"{cls.__name__} was given a {type(value).__name__}: Keras saves no weights of a metric's layers. "
-                    "Compute with the layer in the model, and give the metric what it returns."
-                )
+_WITHOUT_LAYERS: dict[type, str] = {
+    keras.metrics.Metric: "metric",
+    keras.regularizers.Regularizer: "regularizer",
+    keras.constraints.Constraint: "constraint",
+    keras.initializers.Initializer: "initializer",
+}
+
+
+def refuse_networks(cls: type, values: Any, kind: str | None = None) -> None:
+    """Refuse a layer as a setting where Keras saves no weights of one, so that it would come back with fresh ones.
+
+    Args:
+        cls: The part's class.
+        values: Its settings.
+        kind: What it is, where that cannot be told from the class: an activation has no class of Keras.
+    """
+    kind = next((word for root, word in _WITHOUT_LAYERS.items() if issubclass(cls, root)), kind)
+    for value in values if kind is not None else ():
+        if any(isinstance(leaf, keras.layers.Layer) for leaf in leaves(value)):
+            article = "an" if str(kind)[0] in "ai" else "a"
+            use = "give the metric what it returns" if kind == "metric" else f"give the {kind} numbers or arrays"
+            raise UnsavableSettingError(
+                f"{cls.__name__} was given a {type(value).__name__}: Keras saves no weights of the layers in {article} {kind}. "
+                f"Compute with the layer in the model, and {use}."
+            )
+
+
+def refuse_undecorated(part: Any) -> None:
+    """Refuse to write a config for a subclass of a part that is no part itself: what it adds would be lost.
+
+    Raises:
+        ConfigError: Neither is it decorated, nor does it write its own config.
+    """
+    for cls in type(part).__mro__:
+        if "_kustom_own_fields" in vars(cls) or "definition" in vars(cls) or "get_config" in vars(cls):
+            return
+        # Keras makes subclasses of its own on the way.
+        if cls.__module__.split(".")[0] != "keras":
+            raise ConfigError(
+                f"{cls.__qualname__} is a subclass of a part and no part itself, so that no file would hold what it adds; decorate "
+                "it with @kustom.part, or write its get_config()."
+            )
 
 
 def _remember(self: Any, given: dict[str, Any]) -> None:
@@ -293,9 +337,6 @@ def _finish(self: Any, outermost: bool) -> None:
     cls = type(self)
     if "_kustom_base_config" in vars(cls) and not hasattr(cls.__init__, "_kustom_generated"):
         object.__setattr__(self, _BASE_MADE, copy.deepcopy(cls._kustom_base_config(self)))
-
-
-# --- the config ---------------------------------------------------------------------------------------------------------
 
 
 def _base_config(cls: Any) -> Callable[[Any], dict[str, Any]]:
@@ -321,18 +362,21 @@ class _Config:
     """The `get_config` of a part; of its class nobody can ask for one."""
 
     def __get__(self, part: Any, cls: Any) -> Callable[[], dict[str, Any]]:
-        return functools.partial(_get_config if part is not None else _refuse_config, part if part is not None else cls)
+        return functools.partial(_get_config, part) if part is not None else functools.partial(_refuse_config, cls)
 
 
 _CONFIG = _Config()
 
 
+@hide_frames
 def _refuse_config(cls: Any) -> dict[str, Any]:
     raise ConfigError(f"{cls.__name__} stands where a file would need a part: write {cls.__name__}(...), not {cls.__name__}.")
 
 
+@hide_frames
 def _get_config(self: Any) -> dict[str, Any]:
     """The config of the part: its settings, and what its base has to say."""
+    refuse_undecorated(self)
     cls = type(self)
     given, made, fields = vars(self).get(_GIVEN, {}), vars(self).get(_MADE, {}), cls._kustom_fields
     base = cls._kustom_base_config(self)
@@ -392,6 +436,7 @@ def _passed_on(self: Any, base: dict[str, Any], given: dict[str, Any]) -> dict[s
     return kept
 
 
+@hide_frames
 def _from_config(cls: Any, config: dict[str, Any]) -> Any:
     """The part that a config describes."""
     config = cls.versions.upgrade(config, cls.__name__)
@@ -411,11 +456,37 @@ def _from_config(cls: Any, config: dict[str, Any]) -> Any:
     ]
     if missing:
         raise ConfigError(f"a config of {cls.__name__} has no {missing[0]!r}; it has {', '.join(config) or 'nothing'}.")
-    part = cls(**values)
+    part = _made(cls, values, common, later)
     for name, value in later.items():
         attribute = "dtype_policy" if name == "dtype" else name
         if hasattr(part, attribute):
             setattr(part, attribute, value)
+    return part
+
+
+def _made(cls: Any, values: dict[str, Any], common: Any, later: dict[str, Any]) -> Any:
+    """The part of these values, of which a hand-written constructor may fix some itself: `super().__init__(name="mine", **kwargs)`.
+
+    Nobody can see that in its signature. What it refuses to be given twice, and fixes to another value, is added to `later`.
+    """
+    values, fixed = dict(values), {}
+    fixable = {*common, *cls._kustom_fields} - inspect.signature(cls.__init__).parameters.keys()
+    while True:
+        try:
+            part = cls(**values)
+            break
+        except TypeError as error:
+            twice = re.search(r"got multiple values for (?:keyword )?argument '(\w+)'", str(error))
+            if twice is None or twice[1] not in fixable or twice[1] not in values:
+                raise
+            fixed[twice[1]] = values.pop(twice[1])
+    for name, value in fixed.items():
+        attribute = "dtype_policy" if name == "dtype" and hasattr(part, "dtype_policy") else name
+        place = getattr(type(part), attribute, None)
+        settable = not isinstance(place, property) or place.fset is not None
+        held = getattr(part, attribute, value)
+        if settable and not same(held, keras.dtype_policies.get(value) if attribute == "dtype_policy" else value):
+            later[name] = value
     return part
 
 

@@ -97,7 +97,7 @@ def align(y_true: Any, y_pred: Any, owner: str) -> tuple[Any, Any]:
     """Give `y_true` and `y_pred` the same rank where one of them lacks, or has, a last axis of length 1.
 
     Raises:
-        ShapeError: Their numbers of samples differ.
+        ShapeError: Their numbers of samples differ, or `y_true` has more axes.
     """
     true, pred = tuple(y_true.shape), tuple(y_pred.shape)
     if len(true) == len(pred) - 1 and pred[-1] == 1:
@@ -107,6 +107,11 @@ def align(y_true: Any, y_pred: Any, owner: str) -> tuple[Any, Any]:
             y_pred = ops.expand_dims(y_pred, -1)
         else:
             y_true = ops.squeeze(y_true, -1)
+    if len(y_true.shape) > len(y_pred.shape):
+        raise ShapeError(
+            f"{owner} was given y_true {true} and y_pred {pred}: targets with more axes than the predictions, which would be "
+            f"repeated to meet them all. Give targets of the shape {pred}, or predictions of the shape {true}."
+        )
     if true and pred and None not in (true[0], pred[0]) and true[0] != pred[0]:
         raise ShapeError(
             f"{owner} was given y_true {true} and y_pred {pred}: {true[0]} samples beside {pred[0]}. Give one target a sample."
@@ -218,9 +223,15 @@ def _replace(x: Any, keep: Any) -> Any:
         # One target for several predictions: it is kept where any of them is.
         keep = ops.any(keep, axis=tuple(range(len(x.shape), rank)))
         rank = len(x.shape)
+    if 0 in tuple(x.shape)[:rank]:
+        return x
     shape = ops.shape(x)
-    rows = ops.reshape(x, (-1, *shape[rank:]))
-    first = ops.argmax(ops.cast(ops.reshape(keep, (-1,)), "int32"))
+    rows, kept = ops.reshape(x, (-1, *shape[rank:])), ops.reshape(keep, (-1,))
+    if None in tuple(x.shape)[:rank]:
+        # There may be no row at all, of which TensorFlow finds no first one.
+        rows = ops.concatenate([rows, ops.ones((1, *shape[rank:]), dtype=rows.dtype)])
+        kept = ops.concatenate([kept, ops.ones((1,), dtype="bool")])
+    first = ops.argmax(ops.cast(kept, "int32"))
     row = ops.take(ops.stop_gradient(rows) if is_floating(x) else rows, first, axis=0)
     # Where nothing counts there is no such entry.
     row = ops.where(ops.any(keep), row, ops.ones_like(row))
@@ -252,8 +263,8 @@ def refuse_broadcast(function: Callable[..., Any], y_true: Any, y_pred: Any, own
     try:
         made = private.compute_output_spec(function, *arguments)
     except Exception as error:
-        if len(true) >= len(pred):
-            # Whatever it is, the call itself will say it of the data.
+        if len(true) >= len(pred) or not current().refuses_shapes(error):
+            # Whatever it is, the call itself will say it of the data, if it is true of these.
             return
         raise ShapeError(
             f"{owner} was given y_true {true} and y_pred {pred}, and combines them by broadcasting: each target meets every "

@@ -14,6 +14,7 @@ import keras
 
 from kustom.defining.function_part import make
 from kustom.defining.versions import Versions
+from kustom.errors import hide_frames
 
 __all__ = ["activation", "constraint", "initializer", "layer", "loss", "metric", "regularizer"]
 
@@ -63,6 +64,7 @@ _One = Callable[Concatenate[Any, P], Any]
 def _decorate(kind: str, function: Any, package: Any, formerly: Any, version: int, migrate: Any, result: Any = None) -> Any:
     versions = Versions(version, migrate)
 
+    @hide_frames
     def decorator(function: Any) -> Any:
         return make(kind, function, package=package, formerly=formerly, versions=versions, result=result)
 
@@ -81,6 +83,7 @@ def loss(
     version: int = 1,
     migrate: Migrate | None = None,
 ) -> Callable[[_Two[P]], Part[P, keras.losses.Loss]]: ...
+@hide_frames
 def loss(
     function: Any = None,
     /,
@@ -137,6 +140,7 @@ def metric(
     version: int = 1,
     migrate: Migrate | None = None,
 ) -> Callable[[_Two[P]], Part[P, keras.metrics.Metric]]: ...
+@hide_frames
 def metric(
     function: Any = None,
     /,
@@ -193,6 +197,7 @@ def activation(
     version: int = 1,
     migrate: Migrate | None = None,
 ) -> Callable[[_One[P]], ActivationPart[P]]: ...
+@hide_frames
 def activation(
     function: Any = None,
     /,
@@ -244,6 +249,7 @@ def initializer(
     version: int = 1,
     migrate: Migrate | None = None,
 ) -> Callable[[_Two[P]], Part[P, keras.initializers.Initializer]]: ...
+@hide_frames
 def initializer(
     function: Any = None,
     /,
@@ -293,6 +299,7 @@ def regularizer(
     version: int = 1,
     migrate: Migrate | None = None,
 ) -> Callable[[_One[P]], Part[P, keras.regularizers.Regularizer]]: ...
+@hide_frames
 def regularizer(
     function: Any = None,
     /,
@@ -341,6 +348,7 @@ def constraint(
     version: int = 1,
     migrate: Migrate | None = None,
 ) -> Callable[[_One[P]], Part[P, keras.constraints.Constraint]]: ...
+@hide_frames
 def constraint(
     function: Any = None,
     /,
@@ -389,6 +397,7 @@ def layer(
     version: int = 1,
     migrate: Migrate | None = None,
 ) -> Callable[[_One[P]], Part[P, keras.layers.Layer]]: ...
+@hide_frames
 def layer(
     function: Any = None,
     /,

@@ -6,9 +6,10 @@ the function: its data, its settings, and how it is called.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -17,6 +18,7 @@ from keras import ops
 from kustom.backends import keras as private
 from kustom.defining import data, naming
 from kustom.defining.config import decode, encode
+from kustom.defining.constructing import refuse_networks, refuse_undecorated
 from kustom.defining.kinds import KINDS
 from kustom.defining.settings import MISSING, Setting, fill, hold, show, unknown_setting
 from kustom.defining.sums import Ratio
@@ -25,6 +27,7 @@ from kustom.errors import (
     ConfigError,
     DefinitionError,
     ReservedNameError,
+    ReturnError,
     ShapeError,
     UnknownSettingError,
     hide_frames,
@@ -99,8 +102,6 @@ class Definition:
                 f"{self.name}: the setting {taken[0]!r} has a name that a {self.kind} of Keras needs itself; choose another."
             )
 
-    # --- telling data from settings ---------------------------------------------------------------------------------
-
     def has_data(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether a call gives data, by position or by name."""
         return bool(args) or any(name in kwargs for name in self.data)
@@ -132,8 +133,6 @@ class Definition:
         """The data of a layer's call by name, and `training` and `mask` as far as the function takes them."""
         inputs, rest = self.bind(args, kwargs)
         return inputs, {p.name: rest.get(p.name, None if p.default is MISSING else p.default) for p in self.call_arguments}
-
-    # --- calling the function ---------------------------------------------------------------------------------------
 
     def settings_of(self, part: Any) -> dict[str, Any]:
         """What a part holds now."""
@@ -169,6 +168,35 @@ class Definition:
         assert self.formula is not None
         names = inspect.signature(self.formula).parameters
         return self.formula(**sums, **{n: v for n, v in self.settings_of(part).items() if n in names})
+
+    def check_sums(self, sums: Iterable[str]) -> None:
+        """Refuse sums that the formula does not take, or that it could not tell from a setting.
+
+        Raises:
+            ReturnError: With the sums and with what the formula asks for.
+        """
+        if self.formula is None:
+            return
+        parameters = inspect.signature(self.formula).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        asked = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        needed = [name for name in asked if parameters[name].default is MISSING]
+        twice = [name for name in sums if name in self.settings]
+        missing = [name for name in needed if name not in sums and name not in self.settings]
+        unknown = [] if takes_any else [name for name in sums if name not in asked]
+        if not (twice or missing or unknown):
+            return
+        wrong = (
+            f"the sum {twice[0]!r} has the name of a setting; give it another"
+            if twice
+            else f"the formula asks for {missing[0]!r}, which is neither a sum nor a setting"
+            if missing
+            else f"the formula does not take the sum {unknown[0]!r}"
+        )
+        raise ReturnError(
+            f"{self.name}: {wrong}. The sums are {', '.join(sums)}; the settings are {', '.join(self.settings) or 'none'}; "
+            f"the formula in result= takes {', '.join(asked) or 'none'}."
+        )
 
     @staticmethod
     def leaves(made: Any) -> Any:
@@ -247,7 +275,7 @@ class _Both:
         self.of_part, self.of_class = of_part, of_class
 
     def __get__(self, part: Any, cls: type) -> Callable[[], Any]:
-        return (lambda: self.of_part(part)) if part is not None else (lambda: self.of_class(cls))
+        return functools.partial(self.of_part, part) if part is not None else functools.partial(self.of_class, cls)
 
 
 def make(
@@ -299,6 +327,7 @@ def _init(definition: Definition) -> Callable[..., None]:
         common = {name: given.pop(name) for name in definition.common if name in given}
         refuse_tf_keras(*given.values())
         values = fill(definition.settings, given, definition.name, also=definition.common)
+        refuse_networks(type(self), values.values(), kind="activation" if definition.kind == "activation" else None)
         if definition.kind in ("loss", "metric"):
             common.setdefault("name", definition.name)
         definition.base.__init__(self, **common)
@@ -333,13 +362,16 @@ def _repr(self: Any) -> str:
     return f"{self.definition.name}({settings})"
 
 
+@hide_frames
 def _get_config(self: Any) -> dict[str, Any]:
+    refuse_undecorated(self)
     definition = self.definition
     held = definition.settings_of(self)
     own = {name: encode(definition.settings[name].accept(value, definition.name), name) for name, value in held.items()}
     return self.versions.stamp({**definition.base.get_config(self), **own})
 
 
+@hide_frames
 def _get_class_config(cls: Any) -> dict[str, Any]:
     if "definition" not in vars(cls):
         raise ConfigError(f"{cls.__qualname__} is a subclass of a part and no part itself; decorate it with @kustom.part.")
@@ -347,6 +379,7 @@ def _get_class_config(cls: Any) -> dict[str, Any]:
     return type.__call__(cls, **({"name": cls.definition.name} if cls.definition.kind == "layer" else {})).get_config()
 
 
+@hide_frames
 def _from_config(cls: Any, config: dict[str, Any]) -> Any:
     config = cls.versions.upgrade(config, cls.__name__)
     names = [*cls.definition.settings, *cls.definition.common]

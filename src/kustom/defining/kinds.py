@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import random
 import threading
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ from keras import ops
 
 from kustom.backends import keras as private
 from kustom.defining import data
+from kustom.defining.config import same
 from kustom.defining.sums import Ratio, Sums
 from kustom.errors import ReturnError, ShapeError, hide_frames
 
@@ -38,7 +40,8 @@ class CheckedLoss(keras.losses.Loss):
             weights = data.weigh(values, pair, self.name)
             if weights is not None:
                 values = ops.where(ops.not_equal(weights, 0), values, ops.zeros_like(values))
-            if not averaged and (pair.mask is None or len(pair.mask.shape) < len(values.shape)):
+            by_entry = pair.mask is not None and len(pair.mask.shape) == len(values.shape)
+            if not averaged and not by_entry and self.reduction != "mean_with_sample_weight":
                 # A weight an entry, but no mask an entry: the mean over the last axis is of all its entries.
                 values = ops.mean(values * weights, axis=-1)
                 pair = data.Pair(pair.y_true, pair.y_pred, None, pair.mask, False)
@@ -84,12 +87,14 @@ class FunctionMetric(keras.metrics.Metric):
             sums = {"total": self._sum(made.numerator, pair, 0), "count": self._sum(made.denominator, pair, 0)}
         else:
             values, _ = _one_value_a_sample(made, pair, self.name)
-            sums = {"total": self._sum(values, pair, 0), "count": self._sum(ops.ones_like(values), pair, 0)}
+            sums = {"total": self._sum(values, pair, 0), "count": self._sum(ops.ones_like(values, dtype="bool"), pair, 0)}
         if not self._sums:
-            self._make_sums({name: tuple(part.shape) for name, part in sums.items()})
+            self.definition.check_sums(sums)
+            self._make_sums({name: tuple(pieces[0].shape) for name, pieces in sums.items()})
         self._check_sums(sums)
-        for name, part in sums.items():
-            self._add(name, part)
+        for name, pieces in sums.items():
+            for piece in pieces:
+                self._add(name, piece)
 
     def result(self) -> Any:
         if not self._sums:
@@ -110,6 +115,7 @@ class FunctionMetric(keras.metrics.Metric):
         for variable in self.variables:
             variable.assign(ops.zeros(variable.shape, dtype=variable.dtype))
 
+    @hide_frames
     def merge_state(self, metrics: Iterable[Any]) -> None:
         """Add what other metrics of this kind have seen, as if this one had seen it.
 
@@ -120,7 +126,7 @@ class FunctionMetric(keras.metrics.Metric):
             ReturnError: One of them is another metric, or has other settings.
         """
         for metric in metrics:
-            if type(metric) is not type(self) or self.definition.settings_of(metric) != self.definition.settings_of(self):
+            if type(metric) is not type(self) or not same(*map(self.definition.settings_of, (metric, self))):
                 raise ReturnError(f"{self!r} cannot take in the state of {metric!r}; merge metrics of one kind and settings.")
             if metric._sums and not self._sums:
                 self._make_sums({name: tuple(high.shape) for name, (high, _) in metric._sums.items()})
@@ -142,7 +148,7 @@ class FunctionMetric(keras.metrics.Metric):
 
     def _check_sums(self, sums: dict[str, Any]) -> None:
         have = {name: tuple(high.shape) for name, (high, _) in self._sums.items()}
-        got = {name: tuple(part.shape) for name, part in sums.items()}
+        got = {name: tuple(pieces[0].shape) for name, pieces in sums.items()}
         if have != got:
             raise ShapeError(f"{self.name} made the sums {got} after {have}; they must be the same for each batch.")
 
@@ -157,7 +163,8 @@ class FunctionMetric(keras.metrics.Metric):
             )
             self._sums[name] = pair
 
-    def _sum(self, part: Any, pair: data.Pair, keep: int) -> Any:
+    def _sum(self, part: Any, pair: data.Pair, keep: int) -> tuple[Any, ...]:
+        """The sum of a batch, in one number, or in two of which the second is what rounding would take from the first."""
         part = data.tensor(part)
         rank = len(part.shape) - keep
         if rank < 1:
@@ -165,11 +172,17 @@ class FunctionMetric(keras.metrics.Metric):
                 f"{self.name} returned a sum of the shape {tuple(part.shape)}"
                 f"{f' of which {keep} axes are kept' if keep else ''}: return one value a sample, kustom sums them."
             )
-        part = ops.cast(part, "float64" if self.dtype == "float64" else "float32")
-        weights = data.weigh(part, pair, self.name)
+        numbers = ops.cast(part, "float64" if self.dtype == "float64" else "float32")
+        weights = data.weigh(numbers, pair, self.name)
         if weights is not None:
-            part = ops.where(ops.not_equal(weights, 0), part * weights, ops.zeros_like(part))
-        return ops.sum(part, axis=tuple(range(rank)))
+            numbers = ops.where(ops.not_equal(weights, 0), numbers * weights, ops.zeros_like(numbers))
+        total = ops.sum(numbers, axis=tuple(range(rank)))
+        if data.is_floating(part) or pair.sample_weight is not None or _is_exact(part, rank):
+            return (total,)
+        whole = ops.cast(part, "int32")
+        if weights is not None:
+            whole = ops.where(ops.not_equal(weights, 0), whole, ops.zeros_like(whole))
+        return _exact_sum(whole, numbers, total, rank)
 
     def _add(self, name: str, part: Any) -> None:
         high, low = self._sums[name]
@@ -180,6 +193,24 @@ class FunctionMetric(keras.metrics.Metric):
         lost = ops.add(ops.subtract(before, ops.subtract(after, taken)), ops.subtract(part, taken))
         high.assign(after)
         low.assign(ops.add(low, lost))
+
+
+def _is_exact(part: Any, rank: int) -> bool:
+    """Whether float32 holds the sum of as many whole numbers of this dtype, whatever they are."""
+    largest = {"bool": 1, "int8": 2**7, "uint8": 2**8}.get(private.standardize_dtype(part.dtype))
+    sizes = tuple(part.shape)[:rank]
+    return largest is not None and None not in sizes and math.prod(sizes) * largest <= 2**24
+
+
+def _exact_sum(whole: Any, numbers: Any, total: Any, rank: int) -> tuple[Any, Any]:
+    """The sum of whole numbers, in two floating ones; as it was rounded, in `total`, where int32 might not hold it."""
+    axes = tuple(range(rank))
+    rows = ops.cast(ops.prod(ops.convert_to_tensor(ops.shape(whole)[:rank], dtype="int32")), numbers.dtype)
+    fits = ops.max(ops.abs(numbers), axis=axes, initial=0) * rows < 2.0**30
+    count = ops.sum(whole, axis=axes)
+    low = ops.mod(count, 2**12)
+    high = ops.cast(count - low, total.dtype)
+    return ops.where(fits, high, total), ops.where(fits, ops.cast(low, total.dtype), ops.zeros_like(total))
 
 
 class FunctionActivation:
@@ -326,7 +357,7 @@ class FunctionLayer(keras.layers.Layer):
         """Nothing: there are no weights to build."""
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config()
+        return {**super().get_config(), **({} if self.autocast else {"autocast": False})}
 
 
 def fold_seed(seed: Any, draw: int) -> Any:
@@ -378,12 +409,15 @@ def _mean_dtype(values: Any, pair: data.Pair) -> str:
 
 
 def _shaped(values: Any, pair: data.Pair) -> dict[str, Any]:
-    """Weights and mask, each in the shape of the values: Keras would align them by their last axes."""
+    """Weights and mask, each in the shape of the values: Keras would align them by their last axes.
+
+    They are copies, since Keras multiplies the one by the other in place, which torch refuses of a view.
+    """
     shaped = {}
     for name, weight in (("sample_weight", pair.sample_weight), ("mask", pair.mask)):
         if weight is not None:
             ones = [1] * (len(values.shape) - len(weight.shape))
-            weight = ops.broadcast_to(ops.reshape(weight, (*ops.shape(weight), *ones)), ops.shape(values))
+            weight = ops.copy(ops.broadcast_to(ops.reshape(weight, (*ops.shape(weight), *ones)), ops.shape(values)))
         shaped[name] = weight
     return shaped
 

@@ -16,14 +16,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from kustom import errors
 from kustom.backends import keras as private
 from kustom.defining.config import same
 from kustom.errors import ClosureError, DefinitionError, NameClashError
 
 # The family of a part is the module of Keras that holds its kind: "losses", "metrics", "activations", ...
 _FAMILIES: dict[str, tuple[str, Any]] = {}
+_KIND_OF = {
+    "losses": "loss",
+    "metrics": "metric",
+    "activations": "activation",
+    "initializers": "initializer",
+    "regularizers": "regularizer",
+    "constraints": "constraint",
+    "layers": "layer",
+    "optimizers": "optimizer",
+    "callbacks": "callback",
+}
 _PLACES: dict[str, Place] = {}
 _PRINTS: dict[str, tuple[set[Any], dict[str, Any]]] = {}
+_SITES: dict[str, Site] = {}
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_ERRORS = errors.__file__
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,47 @@ class Place:
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}" if self.line else self.file or "an unknown place"
         return f"{self.module}.{self.qualname} ({where})"
+
+
+@dataclass(frozen=True)
+class Site:
+    """Which piece of code a part's definition stands in, and where."""
+
+    code: types.CodeType
+    lines: tuple[int, ...]
+    family: str
+
+    def is_other_than(self, before: Site) -> bool:
+        """Whether two definitions of one name are two parts, not one that is defined again.
+
+        A function that is called again has the same code and the same line. A module that is reloaded, and a cell that was
+        edited, are other code.
+        """
+        if self.code is before.code:
+            return self.lines != before.lines or self.family != before.family
+        return self.family != before.family and not self.code.co_name == before.code.co_name == "<module>"
+
+
+def caller() -> types.FrameType:
+    """The frame that called into the definition of parts."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((_HERE, _ERRORS)):
+        frame = frame.f_back
+    return frame
+
+
+def _site_of(definition: types.FunctionType | type, family: str) -> Site:
+    frame: types.FrameType | None = caller()
+    called_from = frame
+    while frame is not None and frame.f_globals.get("__name__") != definition.__module__:
+        # A decorator of the user's own, that calls ours, is no place of the part.
+        frame = frame.f_back
+    frame = frame or called_from
+    assert frame is not None
+    if isinstance(definition, types.FunctionType):
+        return Site(frame.f_code, (definition.__code__.co_firstlineno,), family)
+    # A class knows no line of its own; where it has no methods, that of its decorator is all there is.
+    return Site(frame.f_code, (place_of(definition).line, frame.f_lineno), family)
 
 
 def place_of(definition: types.FunctionType | type) -> Place:
@@ -103,8 +159,17 @@ def register(
     place = place_of(definition)
     for taken in (name, *older):
         _refuse_clash(taken, place)
+    site = _site_of(definition, family)
+    before = _SITES.get(name)
+    if before is not None and private.registered(name) is not None and site.is_other_than(before):
+        raise NameClashError(
+            f"{name!r} is taken: the {_KIND_OF.get(family, family)} at {place.file}:{site.lines[-1]} was about to replace the "
+            f"{_KIND_OF.get(before.family, before.family)} at {_PLACES[name].file}:{before.lines[-1]}, and files of the one would "
+            "load as the other. Give one of them another name, or another `package=`."
+        )
     print_ = _refuse_other_definition(name, definition)
     private.register(name, cls, bare=None if type(cls) is type else type(cls), formerly=older)
+    _SITES[name] = site
     for taken in (name, *older):
         _PLACES[taken] = place
         _PRINTS[taken] = print_

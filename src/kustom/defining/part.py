@@ -19,7 +19,7 @@ from kustom.backends import keras as private
 from kustom.defining import classes, constructing, naming
 from kustom.defining.settings import MISSING, Setting, _Field, field
 from kustom.defining.versions import KEY, Versions
-from kustom.errors import DefinitionError, ReservedNameError, refuse_tf_keras
+from kustom.errors import DefinitionError, ReservedNameError, hide_frames, refuse_tf_keras
 from kustom.typing import Converter
 
 __all__ = ["part"]
@@ -38,6 +38,7 @@ _FAMILIES: dict[type, str] = {
 }
 
 
+@dataclass_transform(field_specifiers=(field,))
 @overload
 def part(cls: C, /) -> C: ...
 @overload
@@ -50,7 +51,7 @@ def part(
     version: int = 1,
     migrate: Callable[[dict[str, Any], int], dict[str, Any]] | None = None,
 ) -> Callable[[C], C]: ...
-@dataclass_transform(field_specifiers=(field,))
+@hide_frames
 def part(
     cls: Any = None,
     /,
@@ -98,9 +99,10 @@ def part(
         4
     """
     versions = Versions(version, migrate)
-    frame = sys._getframe(1)
+    frame = naming.caller()
     names = {**frame.f_globals, **frame.f_locals}
 
+    @hide_frames
     def decorator(cls: Any) -> Any:
         return _make(cls, names, package, formerly, versions)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import enum
 import inspect
 import numbers
 import types
@@ -28,6 +29,7 @@ from kustom.errors import (
     SettingError,
     UnknownSettingError,
     UnsavableSettingError,
+    hide_frames,
     refuse_tf_keras,
 )
 from kustom.typing import Converter
@@ -65,19 +67,25 @@ class Setting:
             UnsavableSettingError: No config could hold it.
         """
         try:
-            converter = self.converter or _converter_of(self.annotation)
-            if converter is not None:
-                return _apply(converter, value)
-            if self.annotation is MISSING and not _has_kind(self.default):
-                return _plain(value)
-            if value is None and self.default is None:
-                return None
-            if self.annotation is MISSING:
-                return _by_default(value, self.default)
-            return _by_annotation(value, self.annotation)
+            held = self._held(value)
+            if any(isinstance(leaf, enum.Enum) for leaf in leaves(held)):
+                raise _Mismatch("plain data, since a member of an enum comes back as another type: give its .value", unsavable=True)
+            return held
         except _Mismatch as mismatch:
             kind = UnsavableSettingError if mismatch.unsavable else SettingError
             raise kind(f"{owner}: the setting {self.name!r} is {mismatch.expected}, not {_shown(value)}.") from mismatch.__cause__
+
+    def _held(self, value: Any) -> Any:
+        converter = self.converter or _converter_of(self.annotation)
+        if converter is not None:
+            return _apply(converter, value)
+        if self.annotation is MISSING and not _has_kind(self.default):
+            return _plain(value)
+        if value is None and self.default is None:
+            return None
+        if self.annotation is MISSING:
+            return _by_default(value, self.default)
+        return _by_annotation(value, self.annotation)
 
 
 class _Field:
@@ -89,6 +97,7 @@ class _Field:
         self.converter = converter
 
 
+@hide_frames
 def field(
     *,
     default: Any = MISSING,

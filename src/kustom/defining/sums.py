@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kustom.errors import DefinitionError
+from kustom.errors import DefinitionError, hide_frames
 
 __all__ = ["Ratio", "Sums"]
 
@@ -48,7 +48,14 @@ class Sums:
 
     Args:
         keep: How many of the last axes are kept. 0: each sum is a number. 1: a value a class. 2: a confusion matrix.
-        **parts: One array a name: shape `(batch, ..., *kept)`. All other axes are summed, weighted by sample or time step.
+        **parts: One array a name, other than the settings': shape `(batch, ..., *kept)`. All other axes are summed, weighted
+            by sample or time step.
+
+    Sums of integers and booleans without weights are exact, also beyond 2**24 in float32: each is kept as a high and a low
+    number, until the formula gets their sum, rounded to the metric's dtype. A formula that subtracts two large sums from
+    each other loses what the rounding took; subtract entry by entry, before summing, or use `dtype="float64"`.
+
+    Before the first batch no sum has a shape yet, so that the result is one number, 0, also where axes are kept.
 
     Raises:
         DefinitionError: There is no part, or `keep` is not a whole number from 0 on.
@@ -68,6 +75,7 @@ class Sums:
 
     __slots__ = ("keep", "parts")
 
+    @hide_frames
     def __init__(self, *, keep: int = 0, **parts: Any) -> None:
         if not parts:
             raise DefinitionError("kustom.Sums was given no sum; name at least one, such as Sums(count=...).")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+import types
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from typing import Any
 
 import keras
+import numpy as np
 
 from kustom.backends import keras as private
 from kustom.errors import TrackingError
@@ -31,13 +33,18 @@ def check_tracking(part: Any, *, late: bool = False) -> None:
     if not isinstance(part, keras.layers.Layer | keras.metrics.Metric):
         return
     if late and isinstance(part, keras.layers.Layer) and BUILT in vars(part) and not private.is_functional(part):
-        for layer in part._layers:
+        for layer in private.sublayers(part):
             if id(layer) not in vars(part)[BUILT]:
                 raise TrackingError(
                     f"{type(part).__name__} got the sublayer {layer.name} after it was built, where no file can bring it back. "
                     "Make it in setup(), __init__() or build()."
                 )
     known = private.tracked(part)
+    for path, obj in _of_class(part):
+        raise TrackingError(
+            f"{type(part).__name__}.{path} is a {type(obj).__name__} in the body of the class, where Keras neither tracks nor "
+            "saves it and all instances share it. Make it in setup() or __init__(), as an attribute of self."
+        )
     for path, obj, saved in _reachable(part):
         if not saved:
             raise TrackingError(
@@ -77,6 +84,22 @@ def _reachable(part: Any) -> Iterator[tuple[str, Any, bool]]:
             yield from _inside(value, name, True, seen)
 
 
+def _of_class(part: Any) -> Iterator[tuple[str, Any]]:
+    """Each object with state in the bodies of the part's own classes, and the way to it."""
+    for cls in type(part).__mro__:
+        if cls.__module__.split(".")[0] in ("builtins", "keras", "kustom", "tensorflow", "torch"):
+            continue
+        for name, value in list(vars(cls).items()):
+            if (
+                name.startswith(("__", "_kustom", "_abc"))
+                or name == "versions"
+                or (callable(value) and not isinstance(value, _STATE))
+            ):
+                continue
+            if name not in vars(part):
+                yield from ((path, obj) for path, obj, _ in _inside(value, name, False, set()))
+
+
 def _inside(value: Any, path: str, saved: bool, seen: set[int]) -> Iterator[tuple[str, Any, bool]]:
     if isinstance(value, _STATE):
         yield path, value, saved
@@ -90,7 +113,13 @@ def _inside(value: Any, path: str, saved: bool, seen: set[int]) -> Iterator[tupl
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             yield from _inside(item, f"{path}[{index}]", saved, seen)
-    elif isinstance(value, set | frozenset) or type(value).__module__ == "collections":
+    elif isinstance(value, types.MappingProxyType):
+        for key, item in value.items():
+            yield from _inside(item, f"{path}[{key!r}]", False, seen)
+    elif isinstance(value, np.ndarray):
+        for item in value.flat if value.dtype == object else ():
+            yield from _inside(item, f"{path}[...]", False, seen)
+    elif isinstance(value, set | frozenset | KeysView | ValuesView | ItemsView) or type(value).__module__ == "collections":
         for item in value:
             yield from _inside(item, f"{path}{{...}}", False, seen)
     elif isinstance(value, functools.partial):
@@ -105,9 +134,21 @@ def _inside(value: Any, path: str, saved: bool, seen: set[int]) -> Iterator[tupl
     elif inspect.ismethod(value):
         if id(value.__self__) not in seen:
             yield from _inside(value.__self__, f"{path}.__self__", False, seen)
-    elif hasattr(value, "__dict__") and not private.is_of_library(value):
-        for name, item in vars(value).items():
+    elif isinstance(value, types.SimpleNamespace) or not private.is_of_library(value):
+        for name, item in _attributes(value):
             yield from _inside(item, f"{path}.{name}", False, seen)
+
+
+def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
+    """What an object keeps under names, in a dict or in slots."""
+    yield from getattr(value, "__dict__", {}).items()
+    for cls in type(value).__mro__:
+        slots = vars(cls).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            # One that begins with two underscores is kept under the class's name, too.
+            name = f"_{cls.__name__.lstrip('_')}{name}" if name.startswith("__") and not name.endswith("__") else name
+            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                yield name, getattr(value, name)
 
 
 def _content(cell: Any) -> Any:

@@ -432,10 +432,12 @@ class _Check:
         value, bound = difference.best(weights)
         # What the backward pass itself rounds.
         allowed = bound + 8 * self.function.epsilon * max(abs(gradient), abs(value))
+        if math.isfinite(gradient) and difference.kink(weights, gradient):
+            return Row(where, gradient, value, allowed, "kink")
         if abs(gradient - value) <= allowed:
             return Row(where, gradient, value, allowed, "agrees")
-        kink = math.isfinite(gradient) and (difference.kink(weights, gradient) or difference.crossed(weights))
-        return Row(where, gradient, value, allowed, "kink" if kink else "wrong")
+        crossed = math.isfinite(gradient) and difference.crossed(weights)
+        return Row(where, gradient, value, allowed, "kink" if crossed else "wrong")
 
     def _passes(self) -> list[str]:
         """A backward pass is the same twice, and zero of a zero."""

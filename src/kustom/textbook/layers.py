@@ -64,7 +64,8 @@ class MyMultiLayer(keras.layers.Layer):
     """Two inputs, three outputs: their sum, product and quotient.
 
     The chapter's quotient is infinite, and its gradient NaN, where the second input is 0. Here it is 0 where that is no
-    greater than `epsilon`, and so is its gradient.
+    greater than `epsilon`, and so is its gradient. A quotient that the dtype cannot hold (in float16 beyond 60000) is the
+    largest that counts (60000), of its sign, with the gradient 0.
 
     Args:
         epsilon: Below which, in absolute value, the second input counts as 0.
@@ -80,11 +81,18 @@ class MyMultiLayer(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         first, second = inputs
+        largest = _LARGEST.get(keras.backend.standardize_dtype(second.dtype), 3e38)
         divides = ops.abs(second) > self.epsilon
+        fits = ops.abs(first) < largest * ops.minimum(ops.abs(second), 1.0)
         # The inner `where` keeps the division, and so its gradient, away from 0; the outer one alone would not.
-        divisor = ops.where(divides, second, ops.ones_like(second))
-        quotient = ops.where(divides, first / divisor, ops.zeros_like(first * second))
-        return [first + second, first * second, quotient]
+        divisor = ops.where(ops.logical_and(divides, fits), second, ops.ones_like(second))
+        beyond = ops.stop_gradient(largest * ops.sign(first) * ops.sign(second))
+        quotient = ops.where(fits, first / divisor, beyond)
+        return [first + second, first * second, ops.where(divides, quotient, ops.zeros_like(quotient))]
+
+
+# Of each floating dtype a number below its largest; of float32 and bfloat16 it is 3e38.
+_LARGEST = {"float16": 6e4, "float64": 1e308}
 
 
 @kustom.part

@@ -25,7 +25,7 @@ def huber_fn(y_true: Any, y_pred: Any, *, threshold: float = 1.0) -> Any:
 
     Args:
         y_true: Targets, of any dtype, of the shape `(batch, ...)`.
-        y_pred: Predictions of that shape.
+        y_pred: Predictions of that shape, of any dtype.
         threshold: Where the branches meet; in the units of the error, above 0.
 
     Example:
@@ -35,6 +35,9 @@ def huber_fn(y_true: Any, y_pred: Any, *, threshold: float = 1.0) -> Any:
         >>> kustom.textbook.huber_fn(threshold=2.0)
         huber_fn(threshold=2.0)
     """
+    if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(y_pred.dtype)):
+        # Of two booleans, and of two unsigned integers, there is no error below 0.
+        y_pred = ops.cast(y_pred, keras.config.floatx())
     error = ops.abs(ops.subtract(y_true, y_pred))
     return ops.where(error <= threshold, ops.square(error) / 2, threshold * error - threshold**2 / 2)
 

@@ -492,26 +492,25 @@ class _Pulled:
 
     def gradient(self, seeds: list[Any]) -> list[Any]:
         """The gradient of the sum of the targets, each weighed by its seed, by each input and then by each variable."""
-        cotangents = []
-        for target, seed in zip(self.targets, seeds, strict=True):
-            if not is_differentiable(target):
-                cotangents.append(np.zeros(target.shape, jax.dtypes.float0))
+        return self._gradient({i: seed for i, seed in enumerate(seeds) if is_differentiable(self.targets[i])})
+
+    def _gradient(self, seeds: dict[int, Any]) -> list[Any]:
+        """The same for some of the targets, by their positions."""
+        cotangents: list[Any] = []
+        for i, target in enumerate(self.targets):
+            if i in seeds:
+                cotangents.append(jnp.ones_like(target) if seeds[i] is None else seeds[i])
             else:
-                cotangents.append(jnp.ones_like(target) if seed is None else seed)
+                dtype = target.dtype if is_differentiable(target) else jax.dtypes.float0
+                cotangents.append(np.zeros(target.shape, dtype) if dtype == jax.dtypes.float0 else jnp.zeros_like(target))
         inputs, variables = self._pull(cotangents)
-        by = set().union(
-            *(links for links, target in zip(_links(self._pull), self.targets, strict=True) if is_differentiable(target))
-        )
+        links = _links(self._pull)
+        by = set().union(*(links[i] for i in seeds))
         return [each if i in by else None for i, each in enumerate((*inputs, *variables))]
 
     def jacobian(self, index: int) -> list[Any]:
         """The derivatives of each entry of one target: shapes `(target.size, *source.shape)`, or None."""
-        others = [jnp.zeros_like(t) for t in self.targets]
-
-        def gradient(seed: Any) -> list[Any]:
-            return self.gradient([*others[:index], seed, *others[index + 1 :]])
-
-        return _jacobian(gradient, self.targets[index])
+        return _jacobian(lambda seed: self._gradient({index: seed}), self.targets[index])
 
 
 def pulled(f: Callable[[list[Any]], tuple[list[Any], Any]], inputs: list[Any], variables: list[keras.Variable]) -> _Pulled:
@@ -575,12 +574,12 @@ def attached(outputs: list[Any], inputs: list[Any], pullback: Callable[[list[Any
 
     def backward(consts: list[Any], cotangents: list[Any]) -> Any:
         filled = [ct if f else jnp.zeros(e.shape, e.dtype) for ct, f, e in zip(cotangents, floating, examples, strict=True)]
-        found = iter(core.eval_jaxpr(closed.jaxpr, consts, *filled))
-        gradients = [next(found) if each else None for each in linked]
-        return None, gradients, None
+        return None, core.eval_jaxpr(closed.jaxpr, consts, *filled), None
 
     attach.defvjp(forward, backward)
-    return attach([jax.lax.stop_gradient(y) for y in outputs], inputs, list(closed.consts))
+    # To an input without a gradient there is no way at all.
+    given = [x for x, each in zip(inputs, linked, strict=True) if each]
+    return attach([jax.lax.stop_gradient(y) for y in outputs], given, list(closed.consts))
 
 
 def is_differentiated() -> bool:
