@@ -81,7 +81,7 @@ def on_jax(model: Any, loss_fn: Any, x: Any, y: Any) -> tuple[Callable[..., Any]
         return loss * 2 + 1, new_state, gradients
 
     def with_tape(trainable: Any, state: Any, x: Any, y: Any) -> Any:
-        pairs = [*zip(model.trainable_variables, trainable), *zip(model.non_trainable_variables, state)]
+        pairs = list(zip(model.trainable_variables + model.non_trainable_variables, trainable + state, strict=True))
         with keras.StatelessScope(pairs) as scope:
             with kustom.GradientTape() as tape:
                 loss = loss_fn(y, model(x, training=True))
@@ -126,6 +126,15 @@ def on_torch(model: Any, loss_fn: Any, x: Any, y: Any) -> tuple[Callable[..., An
     return by_hand, with_tape, (torch.tensor(x), torch.tensor(y))
 
 
+def finished(backend: str, f: Callable[..., Any], args: tuple[Any, ...]) -> Callable[[], Any]:
+    """A call that returns when its results are there."""
+    if backend == "jax":
+        import jax
+
+        return lambda: jax.block_until_ready(f(*args))
+    return lambda: f(*args)
+
+
 def compiled(backend: str, f: Any, args: tuple[Any, ...]) -> tuple[Callable[[], Any], float, float]:
     """The compiled call, its work (Mflop, or operations of the graph) and its temporaries in MB."""
     if backend == "jax":
@@ -133,7 +142,7 @@ def compiled(backend: str, f: Any, args: tuple[Any, ...]) -> tuple[Callable[[], 
 
         program: Any = jax.jit(f).lower(*args).compile()
         work = program.cost_analysis()["flops"] / 1e6
-        return lambda: jax.block_until_ready(program(*args)), work, program.memory_analysis().temp_size_in_bytes / 1e6
+        return finished(backend, program, args), work, program.memory_analysis().temp_size_in_bytes / 1e6
     import tensorflow as tf
 
     function = tf.function(f)
@@ -158,14 +167,7 @@ def measure(backend: str, runs: int, only: list[str]) -> None:
         one, other = keras.tree.flatten(by_hand(*args)), keras.tree.flatten(with_tape(*args))
         for a, b in zip(one, other, strict=True):
             np.testing.assert_allclose(keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b), rtol=1e-3, atol=1e-4)
-        if backend == "jax":
-            import jax
-
-            hand_ms, tape_ms, quartiles = paired(
-                lambda: jax.block_until_ready(by_hand(*args)), lambda: jax.block_until_ready(with_tape(*args)), runs
-            )
-        else:
-            hand_ms, tape_ms, quartiles = paired(lambda: by_hand(*args), lambda: with_tape(*args), runs)
+        hand_ms, tape_ms, quartiles = paired(finished(backend, by_hand, args), finished(backend, with_tape, args), runs)
         shown(backend, name, "eager", hand_ms, tape_ms, quartiles)
         if backend == "torch":
             continue

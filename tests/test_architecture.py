@@ -17,7 +17,11 @@ SOURCE = Path(kustom.__file__).parent
 FILES = sorted(path for path in SOURCE.rglob("*.py"))
 # Downwards only: a folder may import from itself and from those behind it.
 ORDER = ["commands", "checking", "saving", "training", "gradients", "defining", "backends", "typing", "errors"]
-PUBLIC = ["loss", "metric", "activation", "initializer", "regularizer", "constraint", "layer", "part", "field", "Ratio", "Sums"]
+PUBLIC = [
+    *["loss", "metric", "activation", "initializer", "regularizer", "constraint", "layer", "part", "field", "Ratio", "Sums"],
+    *["GradientTape", "grad", "value_and_grad", "jacobian", "hessian", "hvp", "custom_gradient"],
+    *["numerical_gradient", "check_gradient"],
+]
 
 
 def _imports(path: Path) -> list[tuple[str, int]]:

@@ -351,6 +351,10 @@ def _dependencies(jaxpr: Any) -> list[set[int]]:
             for variable, positions in zip(equation.outvars, _dependencies(inner.jaxpr), strict=True):
                 sources[id(variable)] = set().union(*(by[i] for i in positions))
         else:
+            active = getattr(getattr(equation.params.get("bwd"), "f", None), "kustom_active", None)
+            if active is not None:
+                places = [place for place, zero in enumerate(equation.params["in_zeros"]) if not zero]
+                by = [each for each, place in zip(by[equation.params["num_res"] :], places, strict=True) if place < active]
             every = set().union(*by)
             for variable in equation.outvars:
                 sources[id(variable)] = every
@@ -579,6 +583,8 @@ def attached(outputs: list[Any], inputs: list[Any], pullback: Callable[[list[Any
     attach.defvjp(forward, backward)
     # To an input without a gradient there is no way at all.
     given = [x for x, each in zip(inputs, linked, strict=True) if each]
+    # What the gradient closes over is an argument to JAX, but no way to it.
+    backward.kustom_active = len(outputs) + len(given)  # type: ignore[attr-defined]
     return attach([jax.lax.stop_gradient(y) for y in outputs], given, list(closed.consts))
 
 
