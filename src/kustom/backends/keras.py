@@ -11,8 +11,8 @@ from typing import Any
 
 import keras
 from keras.src import api_export, backend
-from keras.src.backend import get_keras_mask, set_keras_mask
 from keras.src.backend.common import global_state
+from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.variables import is_float_dtype, standardize_dtype
 from keras.src.losses.loss import reduce_weighted_values
