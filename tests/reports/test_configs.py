@@ -232,7 +232,9 @@ def test_a_layer_as_an_activation_comes_back(reloaded):
         np.testing.assert_allclose(N(one(X)), np.where(X > 0, X, 0.25 * X), rtol=1e-6)
 
 
-@pytest.mark.parametrize("function", [ops.tanh, keras.activations.relu, leaky, leaky(slope=0.3)], ids=repr)
+@pytest.mark.parametrize(
+    "function", [ops.tanh, keras.activations.relu, leaky, leaky(slope=0.3)], ids=["tanh", "relu", "leaky", "leaky(0.3)"]
+)
 def test_a_function_that_a_file_can_name_comes_back(function, reloaded):
     model: Any = around(HoldsLayer(function))
     np.testing.assert_array_equal(N(reloaded(model)(X)), N(model(X)))
