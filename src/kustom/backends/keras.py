@@ -57,7 +57,7 @@ __all__ = [
 # names of `torch.nn.Module` and TensorFlow's trackables count everywhere, since a part must be the same on each backend.
 _LAYER = """
     activity_regularizer autocast built call_signature_parameters compute_dtype dtype dtype_policy input losses mask
-    metrics name output path supports_jit trainable training variables weights
+    metrics name output path quantization_config supports_jit trainable training variables weights
     T_destination add_module apply bfloat16 buffers call_super_init children compile cpu cuda double dump_patches eval
     extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu load_state_dict modules mtia
     named_buffers named_children named_modules named_parameters parameters register_backward_hook register_buffer
