@@ -233,7 +233,7 @@ def test_a_layer_as_an_activation_comes_back(reloaded):
 
 
 @pytest.mark.parametrize(
-    "function", [ops.tanh, keras.activations.relu, leaky, leaky(slope=0.3)], ids=["op", "activation", "part", "made"]
+    "function", [ops.tanh, keras.activations.relu, leaky, leaky(slope=0.3)], ids=["tanh", "relu", "leaky", "leaky(0.3)"]
 )
 def test_a_function_that_a_file_can_name_comes_back(function, reloaded):
     model: Any = around(HoldsLayer(function))

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -184,6 +185,16 @@ def test_sublayers_in_containers_come_back(make, reloaded):
     again = reloaded(model)
     assert len(again.weights) == 8
     np.testing.assert_array_equal(N(again(X)), N(model(X)))
+
+
+def test_sublayers_in_containers_have_the_same_places_in_a_file_of_each_version_of_keras(tmp_path):
+    model_of(TupleInDict).save_weights(tmp_path / "some.weights.h5")
+    places = set()
+    with h5py.File(tmp_path / "some.weights.h5") as file:
+        file.visititems(lambda place, item: places.add(place) if isinstance(item, h5py.Dataset) else None)
+    towers = "layers/tuple_in_dict/towers"
+    layers = ("container/dense", "container/dense_1", "container_1/container/dense", "container_1/container/container/dense")
+    assert places == {f"{towers}/{layer}/vars/{number}" for layer in layers for number in (0, 1)}
 
 
 @pytest.mark.parametrize("make", GRIDS)

@@ -6,9 +6,11 @@ not from here.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import importlib
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -16,12 +18,13 @@ from typing import Any
 
 import keras
 from keras.src import api_export, backend
-from keras.src.backend import get_keras_mask, set_keras_mask
 from keras.src.backend.common import dtypes, global_state
+from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.variables import is_float_dtype, standardize_dtype
 from keras.src.losses.loss import reduce_weighted_values
-from keras.src.saving import object_registration
+from keras.src.saving import object_registration, saving_lib
+from keras.src.saving.keras_saveable import KerasSaveable
 from keras.src.utils.naming import to_snake_case
 from keras.src.utils.python_utils import default as mark_default
 from keras.src.utils.python_utils import is_default
@@ -47,6 +50,7 @@ __all__ = [
     "listen",
     "mark_default",
     "metrics_of",
+    "name_nested",
     "open_scope",
     "reads",
     "reduce_weighted_values",
@@ -71,7 +75,7 @@ __all__ = [
 # names of `torch.nn.Module` and TensorFlow's trackables count everywhere, since a part must be the same on each backend.
 _LAYER = """
     activity_regularizer autocast built call_signature_parameters compute_dtype dtype dtype_policy input losses mask
-    metrics name output path supports_jit trainable training variables weights
+    metrics name output path quantization_config supports_jit trainable training variables weights
     T_destination add_module apply bfloat16 buffers call_super_init children compile cpu cuda double dump_patches eval
     extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu load_state_dict modules mtia
     named_buffers named_children named_modules named_parameters parameters register_backward_hook register_buffer
@@ -186,6 +190,41 @@ def track(owner: Any, obj: Any) -> None:
     finally:
         if locked:
             owner._tracker.lock()
+
+
+_SAVES_NESTED = "visited_containers" in inspect.signature(saving_lib._save_container_state).parameters
+
+
+def name_nested(owner: Any) -> None:
+    """Have Keras 3.14 save what stands in a container within a container, such as a list of lists of layers.
+
+    It saves what `dir(owner)` names, and of a container there only what stands in it directly. So each container further
+    in gets an attribute of its own, under the path that Keras 3.15 writes: a file of either loads in the other.
+    """
+    if _SAVES_NESTED:
+        return
+    attributes = vars(owner)
+    for name in [name for name in attributes if "/container" in name]:
+        del attributes[name]
+    for name, value in list(attributes.items()):
+        if isinstance(value, list | tuple | dict) and not is_internal(owner, name):
+            attributes.update(_containers_in(value, name, {id(value)}))
+
+
+def _containers_in(container: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    used: collections.Counter[str] = collections.Counter()
+    for item in container.values() if isinstance(container, dict) else container:
+        nested = isinstance(item, list | tuple | dict)
+        if not nested and not isinstance(item, KerasSaveable):
+            continue
+        name = "container" if nested else to_snake_case(type(item).__name__)
+        number = used[name]
+        used[name] += 1
+        if nested and id(item) not in seen:
+            seen.add(id(item))
+            inside = f"{path}/{name}_{number}" if number else f"{path}/{name}"
+            yield inside, item
+            yield from _containers_in(item, inside, seen)
 
 
 def is_known_function(function: Any) -> bool:

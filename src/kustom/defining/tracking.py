@@ -59,6 +59,7 @@ def check_tracking(part: Any, *, late: bool = False) -> None:
                 )
             private.track(part, obj)
             known.add(id(obj))
+    private.name_nested(part)
 
 
 _STATE = (keras.layers.Layer, keras.metrics.Metric, keras.Variable, keras.random.SeedGenerator)

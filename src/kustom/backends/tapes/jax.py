@@ -28,9 +28,9 @@ import keras
 import numpy as np
 from jax import core
 from jax.extend import core as extend
-from jax.interpreters import ad
 
 from kustom.backends import keras as private
+from kustom.backends.tapes.pullbacks import Call, linearize, linked
 from kustom.errors import TapeError
 
 __all__ = ["Recording", "attached", "fresh", "is_differentiable", "is_differentiated", "pulled", "refuse_unsupported"]
@@ -157,14 +157,14 @@ class Recording:
         else:
             yield
 
-    def run(self, parent: Any, eager: bool, call: _Call, args: Sequence[Any]) -> Any:
+    def run(self, parent: Any, eager: bool, call: Call, args: Sequence[Any]) -> Any:
         """Run an operation, and keep its pullback where it descends from something watched."""
         tokens = [self._token(a) for a in args] if not self.paused and self._alive else ()
         live = tuple(i for i, token in enumerate(tokens) if token is not None)
         with extend.set_current_trace(parent):
             if not live:
                 return call.bind(*args)
-            out, pull, links = _linearize(call, tuple(args), live, eager)
+            out, pull, links = linearize(call, tuple(args), live, eager)
         outs = list(out) if isinstance(out, list | tuple) else [out]
         given = {id(args[i]) for i in live}
         # What an operation hands on as it is stays what it was.
@@ -261,7 +261,7 @@ def _add(gradients: dict[int, Any], token: int | None, gradient: Any) -> None:
 class _Operation:
     """One operation: the tokens of its arguments that are watched and of its results, and its pullback."""
 
-    __slots__ = ("_again", "_avals", "_links", "_pull", "arguments", "results")
+    __slots__ = ("_again", "_avals", "_pull", "arguments", "links", "results")
 
     def __init__(
         self, arguments: list[Any], results: list[int | None], outs: list[Any], links: list[set[int]], pull: Any, again: Any
@@ -269,13 +269,13 @@ class _Operation:
         self.arguments = arguments
         self.results = results
         self._avals = [jax.typeof(o) for o in outs]
-        self._links = links
+        self.links = links
         self._pull = pull
         self._again = again
 
     def linked(self, cotangents: list[Any], wants: tuple[bool, ...]) -> tuple[bool, ...]:
         """Which of the wanted arguments matter for the results that have a gradient."""
-        by = set().union(*(links for links, ct in zip(self._links, cotangents, strict=True) if ct is not None))
+        by = set().union(*(links for links, ct in zip(self.links, cotangents, strict=True) if ct is not None))
         return tuple(want and i in by for i, want in enumerate(wants))
 
     def pull(self, cotangents: list[Any], wants: tuple[bool, ...], *, recorded: bool) -> Sequence[Any]:
@@ -283,143 +283,8 @@ class _Operation:
         pull = self._pull
         if recorded and self._again is not None:
             call, args, live = self._again
-            _, pull, _ = _linearize(call, args, live, False)
+            _, pull, _ = linearize(call, args, live, False)
         return pull(cotangents, wants, self._avals)
-
-
-class _Call:
-    """An operation that is to be run: `bind` runs it; `key` says, where it can be said, what it is."""
-
-    __slots__ = ("bind", "key")
-
-    def __init__(self, bind: Callable[..., Any], key: Any = None) -> None:
-        self.bind = bind
-        self.key = key
-
-
-def _linearize(call: _Call, args: tuple[Any, ...], live: tuple[int, ...], eager: bool) -> tuple[Any, Callable[..., Any], Any]:
-    """Run a call; return its result, its pullback, and which of its results depend on the live arguments."""
-    try:
-        if eager and call.key is not None:
-            try:
-                forward = _forward(*call.key, live)
-            except TypeError:
-                # A parameter that cannot be hashed.
-                pass
-            else:
-                out, residuals, half = forward(*args)
-                outs = list(out) if isinstance(out, list | tuple) else [out]
-                leaves = [(args, outs, residuals)[where][index] for where, index in half.sources]
-                return out, functools.partial(half.pull, leaves), half.links
-        out, pull = _vjp(call.bind, args, live)
-    except Exception as error:
-        # What can be run, but not differentiated, is an error where a gradient through it is asked for.
-        out = call.bind(*args)
-        outs = out if isinstance(out, list | tuple) else [out]
-        return out, functools.partial(_refuse, error), [set(range(len(live))) for _ in outs]
-    many = isinstance(out, list | tuple)
-    return out, functools.partial(_pull, pull, many), _links(pull)
-
-
-def _refuse(error: Exception, cotangents: Any, wants: Any, avals: Any) -> Any:
-    raise error
-
-
-def _vjp(bind: Callable[..., Any], args: tuple[Any, ...], live: tuple[int, ...]) -> tuple[Any, Any]:
-    def of_live(*values: Any) -> Any:
-        every = list(args)
-        for i, value in zip(live, values, strict=True):
-            every[i] = value
-        return bind(*every)
-
-    return jax.vjp(of_live, *(args[i] for i in live))
-
-
-def _links(pull: Any) -> list[set[int]]:
-    """For each result the positions of the arguments that matter for it: none through `stop_gradient`, for one."""
-    found = iter(_dependencies(pull.jaxpr))
-    return [set() if known else next(found) for known in pull.fun.args[1]]
-
-
-def _dependencies(jaxpr: Any) -> list[set[int]]:
-    """For each result of a program the positions of the arguments that it is computed from."""
-    sources: dict[int, set[int]] = {id(variable): {i} for i, variable in enumerate(jaxpr.invars)}
-    for equation in jaxpr.eqns:
-        by = [sources.get(id(atom), set()) for atom in equation.invars]
-        inner = equation.params.get("jaxpr") if equation.primitive.name == "jit" else None
-        if inner is not None:
-            for variable, positions in zip(equation.outvars, _dependencies(inner.jaxpr), strict=True):
-                sources[id(variable)] = set().union(*(by[i] for i in positions))
-        else:
-            active = getattr(getattr(equation.params.get("bwd"), "f", None), "kustom_active", None)
-            if active is not None:
-                places = [place for place, zero in enumerate(equation.params["in_zeros"]) if not zero]
-                by = [each for each, place in zip(by[equation.params["num_res"] :], places, strict=True) if place < active]
-            every = set().union(*by)
-            for variable in equation.outvars:
-                sources[id(variable)] = every
-    return [sources.get(id(atom), set()) for atom in jaxpr.outvars]
-
-
-def _pull(pull: Any, many: bool, cotangents: list[Any], wants: tuple[bool, ...], avals: list[Any]) -> list[Any]:
-    """Call JAX's pullback, with symbolic zeros for the results that have no gradient."""
-    zeros = [aval.to_ct_aval() for aval in avals]
-    filled = [ad.Zero(zero) if ct is None else ct for ct, zero in zip(cotangents, zeros, strict=True)]
-    try:
-        found = pull(list(filled) if many else filled[0])
-    except ValueError:
-        # JAX 0.10 mistakes a symbolic zero for those results of a scan that are its carries, stacked.
-        found = pull([jnp.zeros(zero.shape, zero.dtype) if ct is None else ct for ct, zero in zip(cotangents, zeros, strict=True)])
-    return [gradient if want else None for gradient, want in zip(found, wants, strict=True)]
-
-
-@functools.lru_cache(8192)
-def _forward(primitive: Any, params: tuple[tuple[str, Any], ...], live: tuple[int, ...]) -> Callable[..., Any]:
-    """The compiled first half of an operation's `vjp`."""
-    named = dict(params)
-
-    def forward(*args: Any) -> Any:
-        out, pull = _vjp(lambda *a: primitive.bind(*a, **named), args, live)
-        outs = list(out) if isinstance(out, list | tuple) else [out]
-        leaves, tree = jax.tree.flatten(pull)
-        places = {**{id(o): (1, i) for i, o in enumerate(outs)}, **{id(a): (0, i) for i, a in enumerate(args)}}
-        residuals: list[Any] = []
-        sources = []
-        for leaf in leaves:
-            if id(leaf) not in places:
-                places[id(leaf)] = (2, len(residuals))
-                residuals.append(leaf)
-            sources.append(places[id(leaf)])
-        return out, residuals, _Half(tree, sources, _links(pull), isinstance(out, list | tuple))
-
-    return jax.jit(forward)
-
-
-class _Half:
-    """The other half: how residuals become the pullback. Static to JAX, one object a compiled first half."""
-
-    def __init__(self, tree: Any, sources: list[tuple[int, int]], links: list[set[int]], many: bool) -> None:
-        self.tree = tree
-        self.sources = sources
-        self.links = links
-        self._many = many
-        self._compiled: dict[Any, Any] = {}
-
-    def pull(self, leaves: list[Any], cotangents: list[Any], wants: tuple[bool, ...], avals: list[Any]) -> list[Any]:
-        given = tuple(ct is not None for ct in cotangents)
-        if (given, wants) not in self._compiled:
-
-            def backward(leaves: list[Any], some: list[Any]) -> Any:
-                rest = iter(some)
-                every = [next(rest) if each else None for each in given]
-                return _pull(jax.tree.unflatten(self.tree, leaves), self._many, every, wants, avals)
-
-            # What is not wanted is not computed.
-            self._compiled[given, wants] = jax.jit(backward)
-        return self._compiled[given, wants](leaves, [ct for ct in cotangents if ct is not None])
-
-
-jax.tree_util.register_pytree_node(_Half, lambda half: ((), half), lambda half, _: half)
 
 
 class _Recorder(core.Trace):
@@ -446,18 +311,18 @@ class _Recorder(core.Trace):
             # A compiled function that closes over something watched: JAX keeps it in the program, not among the arguments.
             with extend.set_current_trace(self):
                 return core.eval_jaxpr(closed.jaxpr, closed.consts, *args)
-        call = _Call(lambda *a: primitive.bind(*a, **params), (primitive, tuple(params.items())))
+        call = Call(lambda *a: primitive.bind(*a, **params), (primitive, tuple(params.items())))
         return self.recording.run(self.parent, self.eager, call, args)
 
     def process_call(self, primitive: Any, f: Any, args: Any, params: Any, /) -> Any:
-        return self.recording.run(self.parent, self.eager, _Call(lambda *a: primitive.bind(f, *a, **params)), args)
+        return self.recording.run(self.parent, self.eager, Call(lambda *a: primitive.bind(f, *a, **params)), args)
 
     def process_custom_jvp_call(self, primitive: Any, fun: Any, jvp: Any, args: Any, /, **params: Any) -> Any:
-        call = _Call(lambda *a: primitive.bind(*a, subfuns=(fun, jvp), **params))
+        call = Call(lambda *a: primitive.bind(*a, subfuns=(fun, jvp), **params))
         return self.recording.run(self.parent, self.eager, call, args)
 
     def process_custom_vjp_call(self, primitive: Any, fun: Any, fwd: Any, bwd: Any, args: Any, /, **params: Any) -> Any:
-        call = _Call(lambda *a: primitive.bind(*a, subfuns=(fun, fwd, bwd), **params))
+        call = Call(lambda *a: primitive.bind(*a, subfuns=(fun, fwd, bwd), **params))
         return self.recording.run(self.parent, self.eager, call, args)
 
 
@@ -508,7 +373,7 @@ class _Pulled:
                 dtype = target.dtype if is_differentiable(target) else jax.dtypes.float0
                 cotangents.append(np.zeros(target.shape, dtype) if dtype == jax.dtypes.float0 else jnp.zeros_like(target))
         inputs, variables = self._pull(cotangents)
-        links = _links(self._pull)
+        links = linked(self._pull)
         by = set().union(*(links[i] for i in seeds))
         return [each if i in by else None for i, each in enumerate((*inputs, *variables))]
 
