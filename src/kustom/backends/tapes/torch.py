@@ -176,11 +176,16 @@ class Recording:
         return self._gradient(targets, sources, seeds, recorded, batched=False)
 
     def _gradient(self, targets: Any, sources: Any, seeds: Any, recorded: bool, *, batched: bool) -> list[Any]:
+        # Whether the gradient will itself be differentiated, by `loss.backward()`, nobody can know here. One by inputs may
+        # well be, and the cost is little; one by variables is a training step's, and it would cost as much again.
+        by_inputs = not all(isinstance(source, keras.Variable) for source in sources)
         groups = [self._values_of(source) for source in sources]
         starts = []
         for target, seed in zip(targets, seeds, strict=True):
             if target.grad_fn is not None or target is self._watched.get(id(target)):
                 starts.append((self._edge(target), torch.ones_like(target) if seed is None else seed))
+        if by_inputs and not recorded and torch.is_grad_enabled():
+            recorded = self._is_of_what_learns([edge.node for edge, _ in starts])
         inputs = [value for group in groups for value in group]
         older: list[Any] = []
         if not self._is_whole([edge.node for edge, _ in starts]):
@@ -273,6 +278,21 @@ class Recording:
                     elif child.next_functions:
                         return False
         return True
+
+    def _is_of_what_learns(self, start: list[Any]) -> bool:
+        """Whether anything that the nodes `start` lead to goes on requiring a gradient after the recording."""
+        borrowed = {id(tensor) for tensor in self._borrowed}
+        seen, todo = set(start), list(start)
+        while todo:
+            node = todo.pop()
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and leaf.requires_grad and id(leaf) not in borrowed:
+                return True
+            for child, _ in node.next_functions:
+                if child is not None and child not in seen:
+                    seen.add(child)
+                    todo.append(child)
+        return False
 
     def _walk(self, start: list[Any], wanted: set[Any]) -> tuple[set[Any], list[Any]]:
         """The edges that `start` leads to inside this recording, and the nodes where it ends."""
