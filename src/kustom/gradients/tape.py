@@ -44,8 +44,8 @@ class GradientTape:
     sources of integers. Values count as they were read: what is assigned to a variable afterwards changes nothing, and an
     assignment is not differentiated. Inside the block values are concrete, unless the code around it is traced.
 
-    On torch a gradient by variables alone is itself differentiable where a tape is open when it is asked, or a layer is being
-    called; one by other sources is wherever variables learn, so that `loss.backward()` finds its way through a penalty.
+    On torch a gradient is itself differentiable where a tape is open when it is asked, or a layer is being called; one by
+    inputs alone is wherever variables learn, so that `loss.backward()` finds its way through a penalty.
 
     Args:
         persistent: Whether more than one gradient can be asked for. It holds its memory until it is deleted.

@@ -178,7 +178,7 @@ class Recording:
     def _gradient(self, targets: Any, sources: Any, seeds: Any, recorded: bool, *, batched: bool) -> list[Any]:
         # Whether the gradient will itself be differentiated, by `loss.backward()`, nobody can know here. One by inputs may
         # well be, and the cost is little; one by variables is a training step's, and it would cost as much again.
-        by_inputs = not all(isinstance(source, keras.Variable) for source in sources)
+        by_inputs = not any(isinstance(source, keras.Variable) for source in sources)
         groups = [self._values_of(source) for source in sources]
         starts = []
         for target, seed in zip(targets, seeds, strict=True):
