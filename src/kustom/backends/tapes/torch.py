@@ -64,6 +64,7 @@ class Recording:
 
     def __init__(self, *, persistent: bool, accessed: bool) -> None:
         self.persistent = persistent
+        self._accessed = accessed
         self._scopes: list[contextlib.ExitStack] = []
         self._overlapping = False
         # Tensors that require a gradient for as long as the recording is on.
@@ -236,7 +237,10 @@ class Recording:
         if entry is not None:
             return entry[1]
         if isinstance(source, keras.Variable):
-            return []
+            # A module of torch reads its parameters where only torch sees it.
+            value = private.stored(source)
+            seen = self._accessed and source.trainable and is_differentiable(value) and value.is_leaf and value.requires_grad
+            return [value] if seen else []
         if source is self._watched.get(id(source)):
             return [source]
         if source.grad_fn is None:

@@ -1,0 +1,28 @@
+"""Gradients of every layer, in both widths, for another process to compare: `python across.py OUT.npz`."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+from layers import BACKEND, Subject, by_tape, precision, twice_by_tape, usable
+
+
+def gradients(dtype: str) -> dict[str, np.ndarray]:
+    """First and second derivatives by a tape, under `layer/dtype/order/index`."""
+    found = {}
+    for id_, case in usable().items():
+        if case.draws or len(case.only) < 3:
+            continue
+        with precision(dtype):
+            subject = Subject(id_, case, dtype)
+            compiled = BACKEND == "jax"
+            orders = [by_tape(subject, compiled=compiled)] if case.once else list(twice_by_tape(subject, compiled=compiled))
+        for order, each in enumerate(orders, start=1):
+            for index, gradient in enumerate(each):
+                found[f"{id_}/{dtype}/{order}/{index}"] = np.zeros(0) if gradient is None else gradient
+    return found
+
+
+if __name__ == "__main__":
+    np.savez(sys.argv[1], **gradients("float32"), **gradients("float64"))
