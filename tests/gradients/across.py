@@ -1,4 +1,4 @@
-"""Gradients of every layer, in both widths, for another process to compare: `python across.py OUT.npz`."""
+"""Gradients of layers, in both widths, for another process to compare: `python across.py OUT.npz LAYER...`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import numpy as np
 from layers import BACKEND, Subject, by_tape, precision, twice_by_tape, usable
 
 
-def gradients(dtype: str) -> dict[str, np.ndarray]:
+def gradients(dtype: str, ids: list[str]) -> dict[str, np.ndarray]:
     """First and second derivatives by a tape, under `layer/dtype/order/index`."""
     found = {}
-    for id_, case in usable().items():
-        if case.draws or len(case.only) < 3:
-            continue
+    for id_ in ids:
+        case = usable()[id_]
         with precision(dtype):
             subject = Subject(id_, case, dtype)
             compiled = BACKEND == "jax"
@@ -25,4 +24,4 @@ def gradients(dtype: str) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    np.savez(sys.argv[1], **gradients("float32"), **gradients("float64"))
+    np.savez(sys.argv[1], **gradients("float32", sys.argv[2:]), **gradients("float64", sys.argv[2:]))

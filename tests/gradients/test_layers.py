@@ -41,6 +41,13 @@ EAGER = [
     "MultiHeadAttention",
 ]
 COMPILED = BACKEND == "jax"
+# JAX compiles each layer twice; on it `make test` looks at these, and `make test-all` at all.
+QUICK = {
+    *EAGER,
+    *["Conv1DTranspose", "DepthwiseConv2D", "LSTM", "PReLU", "GroupNormalization", "Bidirectional", "MultiHeadAttention-scores"],
+    *["critic-layer-norm", "critic-batch-norm", "critic-group-norm", "BatchNormalization-renorm", "SpectralNormalization", "text"],
+}
+IDS = [pytest.param(id_, marks=pytest.mark.slow) if COMPILED and id_ not in QUICK else id_ for id_ in USABLE]
 
 
 @functools.cache
@@ -79,7 +86,7 @@ def _is_close(found: list[Any], expected: list[Any]) -> None:
             np.testing.assert_allclose(mine, own, rtol=1e-5, atol=1e-6, err_msg=str(index))
 
 
-@pytest.mark.parametrize("id_", USABLE)
+@pytest.mark.parametrize("id_", IDS)
 def test_the_gradients_are_the_backends_own(id_):
     if BACKEND in USABLE[id_].differs:
         pytest.skip(USABLE[id_].differs[BACKEND])
@@ -111,7 +118,7 @@ def test_a_call_under_a_tape_leaves_the_state_of_a_call_without(id_):
             assert (value != start).any()
 
 
-@pytest.mark.parametrize("id_", USABLE)
+@pytest.mark.parametrize("id_", IDS)
 def test_the_gradient_of_a_penalty_agrees_with_differences(id_):
     case = USABLE[id_]
     for reason in (case.once.get(BACKEND), case.narrow.get(BACKEND), case.stops):
