@@ -1,4 +1,4 @@
-"""What `fit` shows while it runs, and how Ctrl-C ends it.
+"""What `fit` and a loop of one's own show while they run, and how Ctrl-C ends `fit`.
 
 A terminal gets one line that is written over; anything else, a log file or a pipe, about twenty lines for the whole run.
 """
@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -16,7 +17,7 @@ import keras
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-__all__ = ["Interruption", "StatusLine", "readable"]
+__all__ = ["Interruption", "StatusLine", "Steps", "readable"]
 
 LINES = 20
 
@@ -123,3 +124,29 @@ class StatusLine(keras.callbacks.Callback):
     def _print(self) -> None:
         if not (self.quiet or self.on_terminal):
             print(self.line, flush=True)
+
+
+class Steps:
+    """The steps of a training loop, counted from 1; `show(loss=...)` in each says how it stands."""
+
+    def __init__(self, total: int, *, quiet: bool) -> None:
+        self.total = total
+        self.on_terminal = sys.stdout.isatty() and not quiet
+        self.every = total + 1 if quiet or self.on_terminal else -(-total // LINES)
+        self.bar = Progress(
+            BarColumn(10), TextColumn("{task.description}"), console=Console(highlight=False), disable=not self.on_terminal
+        )
+
+    def __iter__(self) -> Iterator[int]:
+        with self.bar:
+            self.task = self.bar.add_task("", total=self.total)
+            for step in range(1, self.total + 1):
+                self.step = step
+                yield step
+
+    def show(self, **values: float) -> None:
+        """Show these beside the number of the step."""
+        line = f"step {self.step}/{self.total} " + " ".join(f"{name} {readable(value)}" for name, value in values.items())
+        self.bar.update(self.task, completed=self.step, description=line)
+        if self.step % self.every == 0 or (self.step in (1, self.total) and self.every <= self.total):
+            print(line, flush=True)
