@@ -962,6 +962,34 @@ def test_a_tape_inside_a_scan():
     close(slopes, [2.0, 8.0, 18.0])
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="of jax.checkpoint")
+@pytest.mark.parametrize("jitted", [False, True], ids=["eager", "compiled"])
+def test_nested_tapes_around_a_checkpoint(jitted):
+    import jax
+    import jax.numpy as jnp
+
+    start, xs = jnp.ones(3), jnp.arange(12.0).reshape(4, 3) / 10
+    rolled = jax.checkpoint(lambda w: jax.lax.scan(lambda h, x: (jnp.tanh(x + h @ w), h), start, xs))
+
+    def penalty(w):
+        with kustom.GradientTape() as inner:
+            inner.watch(w)
+            loss = (rolled(w)[1] ** 2).sum()
+        return (inner.gradient(loss, w) ** 2).sum()
+
+    def by_tape(w):
+        with kustom.GradientTape() as outer:
+            outer.watch(w)
+            value = penalty(w)
+        return outer.gradient(value, w)
+
+    def by_jax(w):
+        return jax.grad(lambda w: (jax.grad(lambda w: (rolled(w)[1] ** 2).sum())(w) ** 2).sum())(w)
+
+    w = jnp.eye(3) * 0.5
+    close((jax.jit(by_tape) if jitted else by_tape)(w), by_jax(w), rtol=1e-4)
+
+
 def test_a_recurrent_layer():
     layer = keras.layers.LSTM(3)
     x = tensor(np.random.default_rng(0).normal(size=(2, 5, 4)))

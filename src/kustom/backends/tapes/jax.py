@@ -315,7 +315,7 @@ class _Recorder(core.Trace):
         return self.recording.run(self.parent, self.eager, call, args)
 
     def process_call(self, primitive: Any, f: Any, args: Any, params: Any, /) -> Any:
-        return self.recording.run(self.parent, self.eager, Call(lambda *a: primitive.bind(f, *a, **params)), args)
+        return self.recording.run(self.parent, self.eager, Call(lambda *a: primitive.bind(*a, subfuns=(f,), **params)), args)
 
     def process_custom_jvp_call(self, primitive: Any, fun: Any, jvp: Any, args: Any, /, **params: Any) -> Any:
         call = Call(lambda *a: primitive.bind(*a, subfuns=(fun, jvp), **params))

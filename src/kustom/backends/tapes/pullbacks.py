@@ -96,7 +96,9 @@ def _pull(pull: Any, many: bool, cotangents: list[Any], wants: tuple[bool, ...],
     filled = [ad.Zero(zero) if ct is None else ct for ct, zero in zip(cotangents, zeros, strict=True)]
     try:
         found = pull(list(filled) if many else filled[0])
-    except ValueError:
+    except ValueError as error:
+        if "Expected cotangent type" not in str(error):
+            raise
         # JAX 0.10 mistakes a symbolic zero for those results of a scan that are its carries, stacked.
         found = pull([jnp.zeros(zero.shape, zero.dtype) if ct is None else ct for ct, zero in zip(cotangents, zeros, strict=True)])
     return [gradient if want else None for gradient, want in zip(found, wants, strict=True)]
