@@ -8,7 +8,8 @@ real, and has to be a function whose slope is 1: only then is the difference of 
 in the loss, and the weights learn by the derivative of a derivative. The inner tape gives the slope by the points; the
 outer one records how that came about, and gives the gradient by the weights. Two optimizers take turns.
 
-The run folder gets `critic.png`: the points on the critic's scores, and the slope's norm coming to 1.
+The run folder gets `critic.png`: the points on the critic's scores, and the slope's norm coming to 1. In the few steps of
+the default the generator hardly begins to find the clusters; it is the critic that is shown.
 
 Gulrajani, Ahmed, Arjovsky, Dumoulin and Courville, Improved Training of Wasserstein GANs, 2017, arXiv:1704.00028.
 """

@@ -13,7 +13,8 @@ import pytest
 import kustom
 from kustom import errors, textbook
 
-FOREIGN = {f"kustom.backends.{name}" for name in ("tensorflow", "jax", "torch") if name != keras.backend.backend()}
+OTHERS = {"tensorflow", "jax", "torch"} - {keras.backend.backend()}
+FOREIGN = {f"kustom.backends.{place}{name}" for place in ("", "tapes.") for name in OTHERS}
 MODULES = [
     "kustom",
     *(
