@@ -50,7 +50,8 @@ def models() -> dict[str, Any]:
 def paired(one: Callable[[], Any], other: Callable[[], Any], runs: int) -> tuple[float, float, list[float]]:
     """Medians of both in milliseconds, and the quartiles of other / one, run by run."""
     for _ in range(3):
-        one(), other()
+        one()
+        other()
     times = []
     for run in range(runs):
         pair = [0.0, 0.0]

@@ -430,3 +430,19 @@ def test_names_and_signatures_are_the_functions():
 
     assert [*inspect.signature(kustom.grad(loss)).parameters] == ["x", "scale"]
     assert "loss" in kustom.grad(loss).__doc__
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="only torch keeps a graph in a value")
+def test_a_training_steps_value_keeps_no_graph(model):
+    x = tensor(RNG.normal(size=(8, 3)))
+
+    def loss():
+        y = model(x, training=True)
+        return ops.mean(y**2), {"y": y}
+
+    (value, aux), _ = kustom.value_and_grad(loss, variables=model.trainable_variables, has_aux=True)()
+    assert not value.requires_grad
+    assert not aux["y"].requires_grad
+    with kustom.GradientTape() as tape:
+        value, _ = kustom.value_and_grad(lambda: loss()[0], variables=model.trainable_variables)()
+    assert tape.gradient(value, model.trainable_variables[0]) is not None

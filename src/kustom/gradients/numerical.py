@@ -108,8 +108,10 @@ class GradientReport:
 
     def __str__(self) -> str:
         right = self.compared - self.kinks - len(self.failures)
-        head = f"{self.name}: {self.compared} derivatives compared with differences in {self.precision}: {right} agree"
-        head += f", {len(self.failures)} do not" if self.failures else ""
+        one = self.compared == 1
+        head = f"{self.name}: {self.compared} derivative{'' if one else 's'} compared with differences in {self.precision}: "
+        head += f"{right} agree{'s' if right == 1 else ''}"
+        head += f", {len(self.failures)} do{'es' if len(self.failures) == 1 else ''} not" if self.failures else ""
         head += f", {self.kinks} at a kink" if self.kinks else ""
         lines = [head + ".", *self.notes]
         shown = self.failures[:10] or self.rows[:3]
@@ -167,12 +169,8 @@ def check_gradient(f: Callable[..., Any], *args: Any, on_fail: str | None = "rai
         >>> @kustom.custom_gradient
         ... def cube(x):
         ...     return x**3, lambda upstream: upstream * 2 * x**2
-        >>> kustom.check_gradient(cube, 2.0)
-        Traceback (most recent call last):
-          ...
-        kustom.errors.GradientCheckError: cube: 1 derivatives compared with differences in float64: 0 agree, 1 do not.
-                                gradient     differences  give or take
-        d y / d argument 0             8              12       8.5e-12  wrong
+        >>> print(str(kustom.check_gradient(cube, 2.0, on_fail=None)).splitlines()[0])
+        cube: 1 derivative compared with differences in float64: 0 agree, 1 does not.
     """
     if on_fail not in ("raise", None):
         raise GradientError(f"on_fail is 'raise' or None, not {on_fail!r}.")

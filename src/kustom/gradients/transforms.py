@@ -18,7 +18,7 @@ from keras import ops
 from kustom.backends import current
 from kustom.backends import keras as private
 from kustom.errors import GradientError, hide_frames
-from kustom.gradients.tape import GradientTape
+from kustom.gradients.tape import GradientTape, is_recorded
 
 __all__ = ["grad", "hessian", "hvp", "jacobian", "value_and_grad"]
 
@@ -56,12 +56,12 @@ def value_and_grad(
         >>> import keras, kustom
         >>> from keras import ops
         >>> w = keras.Variable(3.0)
-        >>> value, gradient = kustom.value_and_grad(lambda x: ops.sum(w * x**2))(ops.array([1.0, 2.0]))
-        >>> float(value), [float(each) for each in gradient]
-        (15.0, [6.0, 12.0])
         >>> value, gradient = kustom.value_and_grad(lambda x: ops.sum(w * x**2), variables=w)(ops.array([1.0, 2.0]))
-        >>> float(gradient)
-        5.0
+        >>> float(value), float(gradient)
+        (15.0, 5.0)
+        >>> value, gradient = kustom.value_and_grad(lambda x: ops.sum(x**2))(ops.array([1.0, 2.0]))
+        >>> [float(each) for each in gradient]
+        [2.0, 4.0]
     """
     choice = _Choice(f, argnums, variables)
 
@@ -70,6 +70,9 @@ def value_and_grad(
         value, aux, pulled = choice.run(args, kwargs, has_aux)
         target = _scalar(value, choice.name)
         gradients = choice.packed(pulled, pulled.gradient(target))
+        if not choice.positions and not is_recorded():
+            # A training step's: who keeps the value keeps no graph.
+            value, aux = _detached(value), keras.tree.map_structure(_detached, aux)
         return ((value, aux) if has_aux else value), gradients
 
     return both
@@ -127,7 +130,7 @@ def jacobian(f: Callable[..., Any], argnums: Argnums = _FIRST, variables: Any = 
     Example:
         >>> import kustom
         >>> from keras import ops
-        >>> kustom.jacobian(lambda x: x**2)(ops.array([1.0, 2.0])).tolist()
+        >>> ops.convert_to_numpy(kustom.jacobian(lambda x: x**2)(ops.array([1.0, 2.0]))).tolist()
         [[2.0, 0.0], [0.0, 4.0]]
     """
     choice = _Choice(f, argnums, variables)
@@ -169,7 +172,7 @@ def hessian(f: Callable[..., Any], argnums: Argnums = _FIRST, variables: Any = N
     Example:
         >>> import kustom
         >>> from keras import ops
-        >>> kustom.hessian(lambda x: x[0] ** 2 * x[1])(ops.array([1.0, 3.0])).tolist()
+        >>> ops.convert_to_numpy(kustom.hessian(lambda x: x[0] ** 2 * x[1])(ops.array([1.0, 3.0]))).tolist()
         [[6.0, 2.0], [2.0, 0.0]]
     """
     choice = _Choice(f, argnums, variables)
@@ -211,7 +214,7 @@ def hvp(f: Callable[..., Any], argnums: Argnums = _FIRST, variables: Any = None,
         >>> import kustom
         >>> from keras import ops
         >>> x, vector = ops.array([1.0, 3.0]), ops.array([1.0, 0.0])
-        >>> kustom.hvp(lambda x: x[0] ** 2 * x[1])(x, vector).tolist()
+        >>> ops.convert_to_numpy(kustom.hvp(lambda x: x[0] ** 2 * x[1])(x, vector)).tolist()
         [6.0, 2.0]
     """
     choice = _Choice(f, argnums, variables)
@@ -401,6 +404,10 @@ def _scalar(value: Any, name: str) -> list[Any]:
             f"{name} returned {got}, where a scalar tensor was expected. Take the mean or the sum; for each entry: jacobian()."
         )
     return [value]
+
+
+def _detached(x: Any) -> Any:
+    return current("tapes").detached(x) if ops.is_tensor(x) else x
 
 
 def _plain(structure: Any) -> Any:

@@ -33,7 +33,7 @@ from kustom.backends import keras as private
 from kustom.backends.tapes.pullbacks import Call, linearize, linked
 from kustom.errors import TapeError
 
-__all__ = ["Recording", "attached", "fresh", "is_differentiable", "is_differentiated", "pulled", "refuse_unsupported"]
+__all__ = ["Recording", "attached", "detached", "fresh", "is_differentiable", "is_differentiated", "pulled", "refuse_unsupported"]
 
 # The minor versions of JAX whose traces have the interface that is used here.
 SUPPORTED = ((0, 10),)
@@ -458,3 +458,8 @@ def is_differentiated() -> bool:
     with extend.take_current_trace() as trace:
         pass
     return type(trace).__name__ != "EvalTrace"
+
+
+def detached(x: Any) -> Any:
+    """`x`: no value keeps what computed it, here."""
+    return x

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from kustom.backends import keras as private
 
-__all__ = ["Recording", "attached", "fresh", "is_differentiable", "is_differentiated", "pulled", "refuse_unsupported"]
+__all__ = ["Recording", "attached", "detached", "fresh", "is_differentiable", "is_differentiated", "pulled", "refuse_unsupported"]
 
 
 def refuse_unsupported() -> None:
@@ -219,3 +219,8 @@ def attached(outputs: list[Any], inputs: list[Any], pullback: Callable[[list[Any
 def is_differentiated() -> bool:
     """Whether anything may be differentiated here; not known."""
     return True
+
+
+def detached(x: Any) -> Any:
+    """`x`: no value keeps what computed it, here."""
+    return x

@@ -21,7 +21,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_
 from kustom.backends import keras as private
 from kustom.errors import TapeError
 
-__all__ = ["Recording", "attached", "fresh", "is_differentiable", "is_differentiated", "pulled", "refuse_unsupported"]
+__all__ = ["Recording", "attached", "detached", "fresh", "is_differentiable", "is_differentiated", "pulled", "refuse_unsupported"]
 
 _device = private.backend_module("core").get_device
 
@@ -451,3 +451,8 @@ def attached(outputs: list[Any], inputs: list[Any], pullback: Callable[[list[Any
 def is_differentiated() -> bool:
     """Whether anything may be differentiated here."""
     return torch.is_grad_enabled()
+
+
+def detached(x: Any) -> Any:
+    """The value of `x` without the graph that computed it, which torch keeps."""
+    return x.detach()
