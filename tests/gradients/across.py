@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-from layers import BACKEND, Subject, by_tape, precision, twice_by_tape, usable
+from layers import BACKEND, Subject, precision, twice_by_tape, usable
 
 
 def gradients(dtype: str, ids: list[str]) -> dict[str, np.ndarray]:
@@ -16,7 +16,7 @@ def gradients(dtype: str, ids: list[str]) -> dict[str, np.ndarray]:
         with precision(dtype):
             subject = Subject(id_, case, dtype)
             compiled = BACKEND == "jax"
-            orders = [by_tape(subject, compiled=compiled)] if case.once else list(twice_by_tape(subject, compiled=compiled))
+            orders = twice_by_tape(subject, compiled=compiled)
         for order, each in enumerate(orders, start=1):
             for index, gradient in enumerate(each):
                 found[f"{id_}/{dtype}/{order}/{index}"] = np.zeros(0) if gradient is None else gradient

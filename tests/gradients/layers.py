@@ -48,7 +48,6 @@ class Case:
         training: Handed to a layer that takes it.
         draws: The layer draws random numbers, which differ by backend.
         differs: Why a gradient is another one than the backend's own, by backend.
-        once: Why it is differentiated once only, by backend.
         narrow: Why float64 is not float64 in it, by backend; under "constants" where Keras holds one of its own as float32.
         stops: Why differences of the layer are not its gradient.
         symbolic: It can be called with symbolic inputs.
@@ -62,7 +61,6 @@ class Case:
     training: bool = True
     draws: bool = False
     differs: dict[str, str] = dataclasses.field(default_factory=dict)
-    once: dict[str, str] = dataclasses.field(default_factory=dict)
     narrow: dict[str, str] = dataclasses.field(default_factory=dict)
     stops: str = ""
     symbolic: bool = True
@@ -113,7 +111,6 @@ ASSIGNS = (
     "where jax.grad over stateless_call differentiates the value that was assigned"
 )
 
-FLASH = {"torch": "its scaled_dot_product_attention has no second derivative on a CPU; with the scores asked for it is not used"}
 LOGITS = {"jax": "its dot_product_attention computes the logits in float32, whatever it is given; not with the scores asked for"}
 
 CONSTANTS = {"constants": "a factor of Keras's own (l2, the scale of the scores, in gelu) is rounded to float32 on some backends"}
@@ -174,14 +171,14 @@ CASES: dict[str, Case] = {
     "ConvLSTM1D": Case(of("ConvLSTM1D", 2, 2), ((1, 2, 5, 2),)),
     "ConvLSTM2D": Case(of("ConvLSTM2D", 2, 2), ((1, 2, 4, 4, 2),)),
     "ConvLSTM3D": Case(of("ConvLSTM3D", 2, 2), ((1, 2, 3, 3, 3, 1),)),
-    "MultiHeadAttention": Case(of("MultiHeadAttention", 2, 3), (SERIES, (2, 3, 4)), once=FLASH, narrow=LOGITS),
+    "MultiHeadAttention": Case(of("MultiHeadAttention", 2, 3), (SERIES, (2, 3, 4)), narrow=LOGITS),
     "MultiHeadAttention-scores": Case(
         of("MultiHeadAttention", 2, 3),
         (SERIES, SERIES),
         named={"use_causal_mask": True, "return_attention_scores": True},
         narrow=CONSTANTS,
     ),
-    "GroupQueryAttention": Case(of("GroupQueryAttention", 3, 4, 2), (SERIES, (2, 3, 4)), once=FLASH, narrow=LOGITS),
+    "GroupQueryAttention": Case(of("GroupQueryAttention", 3, 4, 2), (SERIES, (2, 3, 4)), narrow=LOGITS),
     "GroupQueryAttention-scores": Case(
         of("GroupQueryAttention", 3, 4, 2), (SERIES, (2, 3, 4)), named={"return_attention_scores": True}, narrow=CONSTANTS
     ),

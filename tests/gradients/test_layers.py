@@ -56,10 +56,7 @@ def _measured(id_: str) -> tuple[Any, ...]:
     with precision("float64"):
         subject = Subject(id_, USABLE[id_], "float64")
         start = subject.start
-        if BACKEND in USABLE[id_].once:
-            first, second = by_tape(subject, compiled=COMPILED), None
-        else:
-            first, second = twice_by_tape(subject, compiled=COMPILED)
+        first, second = twice_by_tape(subject, compiled=COMPILED)
         return start, first, second, by_backend(subject)
 
 
@@ -121,7 +118,7 @@ def test_a_call_under_a_tape_leaves_the_state_of_a_call_without(id_):
 @pytest.mark.parametrize("id_", IDS)
 def test_the_gradient_of_a_penalty_agrees_with_differences(id_):
     case = USABLE[id_]
-    for reason in (case.once.get(BACKEND), case.narrow.get(BACKEND), case.stops):
+    for reason in (case.narrow.get(BACKEND), case.stops):
         if reason:
             pytest.skip(reason)
     start, _, second, backend = _measured(id_)

@@ -93,6 +93,9 @@ class Recording:
         if self.persistent or others:
             # An assignment writes into the variable's tensor, and the gradient may be asked after it.
             stack.enter_context(saved_tensors_hooks(self._pack, _unpack))
+        if others or private.in_layer_call():
+            # What is recorded here will be differentiated once more.
+            stack.enter_context(_differentiable_attention())
         self._scopes.append(stack)
         self._spans.append([_next_number(), None])
 
@@ -456,3 +459,35 @@ def is_differentiated() -> bool:
 def detached(x: Any) -> Any:
     """The value of `x` without the graph that computed it, which torch keeps."""
     return x.detach()
+
+
+_lock = threading.Lock()
+_twice = threading.local()
+_threads = 0
+_nn: Any = private.backend_module("nn")
+_plain_attention = _nn.dot_product_attention
+
+
+@contextlib.contextmanager
+def _differentiable_attention() -> Iterator[None]:
+    """Have Keras's attention, in this thread, compute in a way that can be differentiated twice: torch's fused kernels cannot."""
+    global _threads
+    with _lock:
+        _threads += 1
+        _nn.dot_product_attention = _attention
+    _twice.depth = getattr(_twice, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _twice.depth -= 1
+        with _lock:
+            _threads -= 1
+            if not _threads:
+                _nn.dot_product_attention = _plain_attention
+
+
+def _attention(*args: Any, **kwargs: Any) -> Any:
+    if not getattr(_twice, "depth", 0):
+        return _plain_attention(*args, **kwargs)
+    with torch.nn.attention.sdpa_kernel([torch.nn.attention.SDPBackend.MATH]):
+        return _plain_attention(*args, **{**kwargs, "flash_attention": False})
