@@ -287,3 +287,26 @@ def test_bad_returns_are_refused():
 def test_it_looks_like_the_function():
     assert cube.__name__ == "cube"
     assert "told apart" in tenfold.__doc__
+
+
+def test_gradients_go_by_the_functions_parameters_however_it_is_called():
+    @kustom.custom_gradient
+    def scaled(x, alpha):
+        return x * alpha, lambda upstream: (upstream * alpha, upstream * x)
+
+    @kustom.custom_gradient
+    def named(x, *, b, a):
+        return x * b * a, lambda upstream: (upstream * b * a, upstream * x * a, upstream * x * b)
+
+    x, alpha = tensor(2.0), tensor(5.0)
+    assert [float(array(g)) for g in by_tape(lambda x, a: scaled(alpha=a, x=x), x, alpha)] == [5.0, 2.0]
+    found = by_tape(lambda x, b, a: named(x, a=a, b=b), x, tensor(3.0), tensor(7.0))
+    assert [float(array(g)) for g in found] == [21.0, 14.0, 6.0]
+
+
+def test_an_integer_argument_may_have_its_none():
+    @kustom.custom_gradient
+    def pick(x, index):
+        return ops.take(x, index), lambda upstream: (ops.one_hot(index, 3) * upstream * 5, None)
+
+    close(kustom.grad(pick)(tensor([1.0, 2.0, 3.0]), tensor(1, "int32")), [0.0, 5.0, 0.0])

@@ -140,9 +140,38 @@ def test_what_computes_in_float32_inside_is_held_against_float32():
 
 
 def test_a_function_that_is_not_deterministic_is_told():
-    generator = keras.random.SeedGenerator(0)
-    report = kustom.check_gradient(lambda x: ops.multiply(x, keras.random.uniform((2,), seed=generator)), [1.0, 2.0], on_fail=None)
+    rng = np.random.default_rng(0)
+    report = kustom.check_gradient(lambda x: x * rng.uniform(), [1.0, 2.0], on_fail=None)
     assert not report.ok
+
+
+def test_a_seeded_layer_is_the_same_function_each_time_and_keeps_its_state():
+    layer = keras.layers.Dropout(0.5, seed=1, dtype="float64")
+    before = ops.convert_to_numpy(layer.seed_generator.state).copy()
+    assert kustom.check_gradient(lambda x: layer(x, training=True), np.ones((2, 3))).ok
+    np.testing.assert_array_equal(ops.convert_to_numpy(layer.seed_generator.state), before)
+
+
+def test_a_gradient_that_squares_its_upstream_is_told():
+    @kustom.custom_gradient
+    def broken(x):
+        return x**2, lambda upstream: upstream * upstream * 2 * x
+
+    report = kustom.check_gradient(broken, [1.0, 2.0], on_fail=None)
+    assert any("not linear" in note for note in report.notes)
+
+
+def test_a_steep_function_is_no_excuse():
+    @kustom.custom_gradient
+    def half(x):
+        return ops.sin(1e5 * x), lambda upstream: upstream * 0.5e5 * ops.cos(1e5 * x)
+
+    assert kustom.check_gradient(half, [0.3, -1.2, 2.5], on_fail=None).failures
+
+
+def test_nothing_at_all_is_refused():
+    with pytest.raises(errors.GradientError, match="no numbers at all"):
+        kustom.check_gradient(lambda x: x[:0], [1.0, 2.0])
 
 
 def test_a_backward_pass_that_is_not_linear_in_its_upstream_is_told():

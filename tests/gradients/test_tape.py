@@ -1252,3 +1252,96 @@ def test_frames_of_ours_are_hidden(pair):
         tape.gradient(z, "w")
     assert not any("gradients/tape.py" in str(entry.path) for entry in caught.traceback)
     assert sys.modules["kustom.gradients.tape"] is tape_module
+
+
+def test_a_state_that_is_assigned_to_and_read_again_hands_nothing_on():
+    state, x = keras.Variable(0.0, trainable=False), tensor(3.0)
+
+    def f(x):
+        state.assign(x * 2)
+        return state * x
+
+    with kustom.GradientTape() as tape:
+        tape.watch(x)
+        y = f(x)
+    close(tape.gradient(y, x), 6.0)
+    close(kustom.grad(f)(x), 6.0)
+    w = keras.Variable(3.0)
+
+    def g():
+        before = w * w
+        w.assign(w * 2)
+        return before + w * w
+
+    close(kustom.grad(g, variables=w)(), 18.0)
+
+
+def test_tapes_may_end_in_any_order():
+    x = tensor(2.0)
+    with kustom.GradientTape() as outer:
+        outer.watch(x)
+        with kustom.GradientTape() as inner:
+            inner.watch(x)
+            y = x * x
+            slope = outer.gradient(y, x)
+            z = x**3
+    close(slope, 4.0)
+    close(inner.gradient(z, x), 12.0)
+    assert not private._readers.all
+    with kustom.GradientTape() as tape:
+        tape.watch(x)
+        y = x * x
+    close(tape.gradient(y, x), 4.0)
+
+
+def test_two_tapes_of_two_threads_may_watch_one_tensor():
+    x = tensor(2.0)
+    watched, done = threading.Event(), threading.Event()
+    seen = {}
+
+    def other():
+        with kustom.GradientTape() as tape:
+            tape.watch(x)
+            watched.set()
+            done.wait(10)
+            y = x**3
+        seen["gradient"] = array(tape.gradient(y, x))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    watched.wait(10)
+    with kustom.GradientTape() as tape:
+        tape.watch(x)
+        z = x * x
+    close(tape.gradient(z, x), 4.0)
+    done.set()
+    thread.join(10)
+    assert seen["gradient"] == 12.0
+    assert not getattr(x, "requires_grad", False)
+
+
+def test_the_inner_tape_may_watch_first():
+    x = tensor(2.0)
+    with kustom.GradientTape() as outer:
+        with kustom.GradientTape() as inner:
+            inner.watch(x)
+            outer.watch(x)
+            y = x**3
+        slope = inner.gradient(y, x)
+    close(outer.gradient(slope, x), 12.0)
+
+
+def test_a_complex_gradient_is_that_of_tensorflow():
+    c = ops.convert_to_tensor(np.array(1 + 2j, "complex64"))
+    with kustom.GradientTape() as tape:
+        tape.watch(c)
+        y = ops.real(c) ** 2 + 3 * ops.imag(c)
+    np.testing.assert_allclose(array(tape.gradient(y, c)), 2 + 3j)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="inference_mode is torch's")
+def test_inference_mode_is_refused():
+    import torch
+
+    with torch.inference_mode(), pytest.raises(errors.TapeError, match="inference_mode"):
+        kustom.GradientTape()

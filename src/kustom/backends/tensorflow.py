@@ -7,8 +7,10 @@ with a `TypeError` or `ValueError`.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 # Whether a layer's metrics have their values while Keras's compiled step calls it.
@@ -54,6 +56,12 @@ def is_concrete(x: Any) -> bool:
     return not tf.is_symbolic_tensor(x)
 
 
-def double_precision() -> contextlib.AbstractContextManager[Any]:
-    """A scope in which float64 is float64: always, here."""
-    return contextlib.nullcontext()
+@contextlib.contextmanager
+def double_precision() -> Iterator[None]:
+    """A scope in which numbers without a dtype are float64: TensorFlow mixes them with no others."""
+    before = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(before)

@@ -30,8 +30,9 @@ def custom_gradient(f: Callable[P, Any]) -> Callable[P, Any]:
     Args:
         f: Returns `(y, gradient)`: `y` a tensor or a structure of them, and `gradient(upstream)` a function. `upstream` is
             the gradient by `y`, in its structure; where `y` is a list or tuple of several tensors, a `gradient` of as many
-            parameters gets one each. It returns the gradient by the tensors among the arguments: one where there is one,
-            else a list or tuple, with None for those by which there is none. Tensors given by keyword may be left out.
+            parameters gets one each. It returns the gradient by the tensors among the arguments, in the order of `f`'s
+            parameters: one where there is one, else a list or tuple, with None for those by which there is none. Tensors
+            of integers, and of keyword-only parameters, may be left out.
             A `gradient` with a parameter `variables` is handed the list of variables that `f` read, and returns the pair
             `(by arguments, by variables)`; without it nothing flows to these.
 
@@ -62,8 +63,7 @@ def custom_gradient(f: Callable[P, Any]) -> Callable[P, Any]:
     def with_gradient(*given: Any, **named_given: Any) -> Any:
         args: Any = keras.tree.map_structure(_value, given)
         kwargs: Any = keras.tree.map_structure(_value, named_given)
-        positional = [x for x in keras.tree.flatten(args) if _is_floating(x)]
-        named = [x for x in keras.tree.flatten(kwargs) if _is_floating(x)]
+        tensors, by_position = _tensors(function, args, kwargs)
         with private.reads() as read:
             made = function(*args, **kwargs)
         if not (isinstance(made, tuple) and len(made) == 2 and callable(made[1])):
@@ -78,32 +78,61 @@ def custom_gradient(f: Callable[P, Any]) -> Callable[P, Any]:
             return y
         takes = _parameters(gradient)
         variables = [v for v in read if v.trainable] if "variables" in takes else []
-        inputs = [*positional, *named, *(v.value for v in variables)]
+        inputs = [*(x for x in tensors if _is_floating(x)), *(v.value for v in variables)]
 
         def pullback(upstream: list[Any]) -> list[Any]:
             filled = [ops.zeros_like(o) if u is None else u for u, o in zip(upstream, outputs, strict=True)]
             upstreams = filled if len(filled) > 1 and _takes_each(gradient, len(filled)) else [_packed(y, filled)]
             if "variables" not in takes:
-                return _gradients(name, gradient(*upstreams), positional, named)
+                return _gradients(name, gradient(*upstreams), tensors, by_position)
             found = gradient(*upstreams, variables=variables)
             if not (isinstance(found, tuple | list) and len(found) == 2):
                 raise GradientError(f"the gradient of {name} takes variables=, and so returns (by arguments, by variables).")
             by_variables = _as_list(found[1])
             if len(by_variables) != len(variables):
                 raise GradientError(f"the gradient of {name} gave {len(by_variables)} gradients for {len(variables)} variables.")
-            return _gradients(name, found[0], positional, named) + by_variables
+            return _gradients(name, found[0], tensors, by_position) + by_variables
 
         return _packed(y, tapes.attached(outputs, inputs, pullback))
 
     return with_gradient
 
 
-def _gradients(name: str, found: Any, positional: list[Any], named: list[Any]) -> list[Any]:
-    """What a gradient function returned, one for each tensor that the function was given."""
-    flat = [found] if len(positional) + len(named) == 1 and not isinstance(found, list | tuple) else _as_list(found)
-    if len(flat) == len(positional):
-        flat = flat + [None] * len(named)
-    inputs = [*positional, *named]
+def _tensors(function: Callable[..., Any], args: Any, kwargs: Any) -> tuple[list[Any], int]:
+    """The tensors among the arguments in the order of the function's parameters, and how many of them go by position."""
+    try:
+        bound = inspect.signature(function).bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        # Written in C, or not to be called so: the call will say it.
+        every, positional = [*args, *kwargs.values()], len(args)
+    else:
+        parameters = bound.signature.parameters
+        of = {True: [], False: []}
+        for name, value in bound.arguments.items():
+            kind = parameters[name].kind
+            of[kind not in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)].append(
+                list(value.values()) if kind is inspect.Parameter.VAR_KEYWORD else value
+            )
+        every, positional = [*of[True], *of[False]], len(of[True])
+    counted = [[x for x in keras.tree.flatten(value) if ops.is_tensor(x)] for value in every]
+    return [x for each in counted for x in each], sum(map(len, counted[:positional]))
+
+
+def _gradients(name: str, found: Any, tensors: list[Any], by_position: int) -> list[Any]:
+    """What a gradient function returned: one for each floating tensor that the function was given.
+
+    It may leave out the tensors of integers, and those that go by keyword alone.
+    """
+    floating = [_is_floating(x) for x in tensors]
+    flat = [found] if sum(floating) == 1 and not isinstance(found, list | tuple) else _as_list(found)
+    if len(flat) == len(tensors):
+        flat = [gradient for gradient, each in zip(flat, floating, strict=True) if each]
+    elif len(flat) == by_position:
+        flat = [gradient for gradient, each in zip(flat, floating[:by_position], strict=True) if each]
+        flat += [None] * sum(floating[by_position:])
+    elif len(flat) == sum(floating[:by_position]):
+        flat = flat + [None] * sum(floating[by_position:])
+    inputs = [x for x, each in zip(tensors, floating, strict=True) if each]
     if len(flat) != len(inputs):
         raise GradientError(
             f"the gradient of {name} returned {len(flat)} gradients for {len(inputs)} tensors among the arguments; return one "
@@ -144,7 +173,9 @@ def _takes_each(gradient: Callable[..., Any], many: int) -> bool:
     parameters = [p for name, p in _parameters(gradient).items() if name != "variables"]
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return True
-    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) == many
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = [p for p in positional if p.default is p.empty]
+    return many == len(needed) or (len(needed) != 1 and many == len(positional))
 
 
 def _is_floating(x: Any) -> bool:

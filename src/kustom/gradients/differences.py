@@ -16,6 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kustom.backends import current
 from kustom.backends import keras as private
 from kustom.errors import GradientError
 from kustom.gradients.tape import GradientTape
@@ -23,7 +24,7 @@ from kustom.gradients.tape import GradientTape
 __all__ = ["Difference", "Function"]
 
 # Each a quarter of the one before.
-STEPS = 5
+STEPS = 8
 
 # What a function may return, from the most precise on.
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
@@ -41,16 +42,43 @@ class Function:
         self.inputs = [self._flat[i] for i in self._places]
         if not self.inputs:
             raise GradientError(f"{self.name} was given nothing to differentiate by: numbers, arrays or tensors of floats.")
-        outputs = self.tensors(self._tensor_inputs(self.inputs))
+        # What a call changes is put back after each: a second one is then of the same function, and the user's state stays.
+        self._moving: list[tuple[keras.Variable, np.ndarray]] = []
+        outputs = self._first_call()
         self.dtypes = [private.standardize_dtype(y.dtype) for y in outputs]
         if not all(private.is_float_dtype(dtype) for dtype in self.dtypes):
             raise GradientError(f"{self.name} returned {', '.join(self.dtypes)}; a gradient is that of floating numbers.")
         self.value = [_array(y) for y in outputs]
+        again = self(self.inputs)
+        self.deterministic = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(self.value, again, strict=True))
         self.shapes = [y.shape for y in self.value]
         self.size = sum(y.size for y in self.value)
         # Of each result: what its values are off by, where more is lost inside than in the last step.
         self.noise = [10 * noise for noise in self._noise()]
         self.epsilon = max(EPSILON[dtype] for dtype in self.dtypes)
+
+    def _first_call(self) -> list[Any]:
+        started: dict[int, tuple[keras.Variable, np.ndarray]] = {}
+
+        def note(variable: keras.Variable, value: Any) -> Any:
+            if id(variable) not in started and current().is_concrete(value):
+                started[id(variable)] = (variable, np.array(ops.convert_to_numpy(value)))
+            return value
+
+        private.listen(note)
+        try:
+            outputs = self.tensors(self._tensor_inputs(self.inputs))
+        finally:
+            private.unlisten(note)
+        self._moving = [
+            (v, x) for v, x in started.values() if not np.array_equal(ops.convert_to_numpy(v), x, equal_nan=x.dtype.kind == "f")
+        ]
+        self._restore()
+        return outputs
+
+    def _restore(self) -> None:
+        for variable, value in self._moving:
+            variable.assign(value)
 
     def names(self) -> list[str]:
         """What each input is called in a table."""
@@ -68,7 +96,15 @@ class Function:
         flat = [ops.convert_to_tensor(x) for x in self._flat]
         for place, x in zip(self._places, inputs, strict=True):
             flat[place] = x
-        made = self.f(*keras.tree.pack_sequence_as(self._args, flat))
+        try:
+            made = self.f(*keras.tree.pack_sequence_as(self._args, flat))
+        except Exception as error:
+            if not current().refuses_mixed_dtypes(error):
+                raise
+            raise GradientError(
+                f"{self.name} mixes its arguments, float64 here, with numbers of another dtype, which this backend refuses. "
+                "Give these the arguments' dtype: ops.cast(c, x.dtype)."
+            ) from error
         outputs = [x.value if isinstance(x, keras.Variable) else x for x in keras.tree.flatten(made)]
         for x in outputs:
             if not ops.is_tensor(x):
@@ -76,7 +112,9 @@ class Function:
         return outputs
 
     def __call__(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        return [_array(y) for y in self.tensors(self._tensor_inputs(inputs))]
+        values = [_array(y) for y in self.tensors(self._tensor_inputs(inputs))]
+        self._restore()
+        return values
 
     def along(self, index: int, entry: int) -> list[np.ndarray]:
         """The direction along one entry of one input."""
@@ -87,11 +125,13 @@ class Function:
     def gradient(self, weights: list[np.ndarray]) -> list[np.ndarray]:
         """The gradient of the results' weighted sum by each input, as the backend computes it; zeros where there is none."""
         inputs = self._tensor_inputs(self.inputs)
-        with GradientTape() as tape:
+        # Persistent, since the function may assign to what it has read.
+        with GradientTape(persistent=True) as tape:
             tape.watch(inputs)
             outputs = self.tensors(inputs)
         seeds = [ops.convert_to_tensor(w, dtype=dtype) for w, dtype in zip(weights, self.dtypes, strict=True)]
         found = tape.gradient(outputs, inputs, output_gradients=seeds, unconnected_gradients="zero")
+        self._restore()
         return [_array(g) for g in found]
 
     def jacobian(self) -> list[list[np.ndarray]]:
@@ -104,6 +144,7 @@ class Function:
         for y in outputs:
             found = tape.jacobian(y, inputs, unconnected_gradients="zero")
             rows.append([_array(j).reshape(math.prod(y.shape), x.size) for j, x in zip(found, self.inputs, strict=True)])
+        self._restore()
         return rows
 
     def packed(self, gradients: list[np.ndarray]) -> Any:
@@ -125,20 +166,22 @@ class Function:
         Wild, Estimating Computational Noise, 2011). The median of three places: one may be a kink.
         """
         rng = np.random.default_rng(0)
-        seen = []
+        seen, relative = [], []
         for _ in range(3):
             base = [x + 1e-4 * rng.normal(size=x.shape) * np.maximum(np.abs(x), 1e-3) for x in self.inputs]
             direction = [1e-6 * rng.normal(size=x.shape) * np.maximum(np.abs(x), 1e-3) for x in self.inputs]
             values = [self([b + k * d for b, d in zip(base, direction, strict=True)]) for k in range(5)]
             fourth = [c[0] - 4 * c[1] + 6 * c[2] - 4 * c[3] + c[4] for c in zip(*values, strict=True)]
             seen.append([float(np.max(np.abs(each), initial=0.0)) / math.sqrt(70) for each in fourth])
+            largest = [max(float(np.max(np.abs(c[2]), initial=0.0)), 1e-300) for c in zip(*values, strict=True)]
+            relative.append(max((n / y for n, y in zip(seen[-1], largest, strict=True)), default=0.0))
+        self._relative_noise = 10 * float(np.median(relative))
         noise = np.median(seen, axis=0)
         return [float(each) if math.isfinite(each) else 0.0 for each in noise]
 
     def precision(self) -> str:
         """The dtype as which the function computes, whatever it returns."""
-        relative = [n / max(float(np.max(np.abs(y), initial=0.0)), 1e-30) for n, y in zip(self.noise, self.value, strict=True)]
-        worst = max(self.epsilon, *relative)
+        worst = max(self.epsilon, self._relative_noise)
         return "float64" if worst < 1e-10 else "float32" if worst < 1e-4 else "float16"
 
 

@@ -193,6 +193,8 @@ class _Check:
     def report(self) -> GradientReport:
         """Compare, and say what was seen."""
         function = self.function
+        if not function.size or not any(x.size for x in function.inputs):
+            raise GradientError(f"{function.name} was given, or returned, no numbers at all; there is nothing to compare.")
         for row in self._whole() if function.size * sum(x.size for x in function.inputs) <= ENTRIES else self._directions():
             self.rows.append(row)
             self.kinks += row.verdict == "kink"
@@ -244,10 +246,16 @@ class _Check:
         weights = [self.rng.normal(size=shape) for shape in function.shapes]
         once, twice = function.gradient(weights), function.gradient(weights)
         notes = []
-        if not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(once, twice, strict=True)):
-            notes.append(
-                "The gradient is not the same twice: the function is not deterministic, and differences say nothing of it."
-            )
+        if not function.deterministic or not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(once, twice, strict=True)):
+            notes.append("The function is not the same twice: differences say nothing of its gradient. Give it a seed.")
+        turned = function.gradient([-2 * w for w in weights])
+        for a, b in zip(once, turned, strict=True):
+            # Where a gradient is not finite, the table says so.
+            finite = np.isfinite(a) & np.isfinite(b)
+            off = np.max(np.abs(b[finite] + 2 * a[finite]), initial=0.0)
+            if off > 100 * function.epsilon * max(1.0, float(np.max(np.abs(b[finite]), initial=0.0))):
+                notes.append("The gradient for -2 times an upstream is not -2 times the gradient: it is not linear in it.")
+                break
         zero = function.gradient([np.zeros(shape) for shape in function.shapes])
         if any(np.any(g != 0) for g in zero):
             notes.append("The gradient is not 0 for an upstream of 0: it is not linear in it.")

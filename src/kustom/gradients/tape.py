@@ -41,8 +41,9 @@ class GradientTape:
 
     Trainable variables that are read inside the block are watched by themselves; tensors and other variables are watched
     by `watch`. A gradient is None where there is no way from the target back to the source inside the block, and for
-    sources of integers. Values count as they were read: what is assigned to a variable afterwards changes nothing, and an
-    assignment is not differentiated. Inside the block values are concrete, unless the code around it is traced.
+    sources of integers. Values count as they were read: what is assigned to a variable afterwards changes nothing (on torch
+    a tape that is not persistent then raises), and an assignment is not differentiated. Inside the block values are
+    concrete, unless the code around it is traced.
 
     On torch a gradient is itself differentiable where a tape is open when it is asked, or a layer is being called; one by
     inputs alone is wherever variables learn, so that `loss.backward()` finds its way through a penalty.
@@ -103,7 +104,7 @@ class GradientTape:
             self._recording.stop()
 
     def _read(self, variable: keras.Variable, value: Any) -> Any:
-        return self._recording.read(variable, value) if self._watches(variable) else value
+        return self._recording.read(variable, value) if self._watches(variable) else self._recording.pass_by(value)
 
     def _watches(self, variable: keras.Variable) -> bool:
         return not self._paused and ((self._accessed and variable.trainable) or id(variable) in self._told)

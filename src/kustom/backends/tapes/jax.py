@@ -85,15 +85,15 @@ class Recording:
 
     def start(self) -> None:
         """Record what this thread computes from now on."""
-        with extend.take_current_trace() as parent:
-            pass
-        scope = extend.set_current_trace(_Recorder(self, parent))
-        scope.__enter__()
-        self._open.append(scope)
+        recorder = _Recorder(self, _current_trace())
+        recorder.scope.__enter__()
+        self._open.append(recorder)
 
     def stop(self) -> None:
-        """Record nothing more."""
-        self._open.pop().__exit__(None, None, None)
+        """Record nothing more. Where another recording was begun inside and goes on, its trace stays, and ours is passed by."""
+        self._open.pop().active = False
+        while isinstance(trace := _current_trace(), _Recorder) and not trace.active:
+            trace.scope.__exit__(None, None, None)
 
     def release(self) -> None:
         """The one gradient has been given."""
@@ -135,6 +135,13 @@ class Recording:
         """The variables that are watched, in the order in which they were read."""
         return [variable for variable, _ in self._variables.values()]
 
+    def pass_by(self, value: Any) -> Any:
+        """What the reader of a variable gets that is not watched: nothing flows through an assignment to it."""
+        if self.paused or self._token(value) is None:
+            return value
+        with self._outside():
+            return jnp.copy(value)
+
     def _mark(self, x: Any) -> int:
         token = next(self._tokens)
         self._alive[id(x)] = (weakref.ref(x), token)
@@ -147,8 +154,7 @@ class Recording:
     @contextlib.contextmanager
     def _outside(self) -> Iterator[None]:
         """Compute where this recording does not see it, but those around it do."""
-        with extend.take_current_trace() as trace:
-            pass
+        trace = _current_trace()
         while isinstance(trace, _Recorder) and trace.recording is not self:
             trace = trace.parent
         if isinstance(trace, _Recorder):
@@ -190,7 +196,7 @@ class Recording:
         operations = self._leading_to(wanted)
         gradients: dict[int, Any] = {}
         for target, seed in zip(targets, seeds, strict=True):
-            _add(gradients, self._token(target), jnp.ones_like(target) if seed is None else seed)
+            _add(gradients, self._token(target), jnp.ones_like(target) if seed is None else _turned(seed))
         for operation, wants in reversed(operations):
             cotangents = [None if token is None else gradients.get(token) for token in operation.results]
             linked = operation.linked(cotangents, wants)
@@ -203,7 +209,7 @@ class Recording:
         found = []
         for each in tokens:
             parts = [gradients[token] for token in each if token in gradients]
-            found.append(functools.reduce(jnp.add, parts) if parts else None)
+            found.append(_turned(functools.reduce(jnp.add, parts)) if parts else None)
         return found
 
     def _leading_to(self, wanted: set[int]) -> list[tuple[_Operation, tuple[bool, ...]]]:
@@ -233,6 +239,16 @@ class Recording:
         seeds = jnp.broadcast_to(basis, (entries, *target.shape))
         [rows] = _rows(lambda seed: self.gradient([target], [source], [seed], recorded=recorded), seeds)
         return None if rows is None else jnp.moveaxis(rows, 0, 1)
+
+
+def _turned(x: Any) -> Any:
+    """JAX's gradient by complex numbers is the conjugate of TensorFlow's and torch's, and of what is asked for here."""
+    return jnp.conj(x) if jnp.issubdtype(x.dtype, jnp.complexfloating) else x
+
+
+def _current_trace() -> Any:
+    with extend.take_current_trace() as trace:
+        return trace
 
 
 def _jacobian(gradient: Callable[[Any], list[Any]], target: Any) -> list[Any]:
@@ -290,12 +306,14 @@ class _Operation:
 class _Recorder(core.Trace):
     """The trace that is current inside a tape's block."""
 
-    __slots__ = ("eager", "parent", "recording")
+    __slots__ = ("active", "eager", "parent", "recording", "scope")
 
     def __init__(self, recording: Recording, parent: Any) -> None:
         super().__init__()
         self.recording = recording
         self.parent = parent
+        self.active = True
+        self.scope: Any = extend.set_current_trace(self)
         self.eager = parent.eager if isinstance(parent, _Recorder) else type(parent).__name__ == "EvalTrace"
         self.requires_low = getattr(parent, "requires_low", True)
 
@@ -305,25 +323,33 @@ class _Recorder(core.Trace):
     def cur_qdd(self, x: Any) -> Any:
         return self.parent.cur_qdd(x)
 
+    def _run(self, call: Call, args: Any) -> Any:
+        if self.active:
+            return self.recording.run(self.parent, self.eager, call, args)
+        with extend.set_current_trace(self.parent):
+            return call.bind(*args)
+
     def process_primitive(self, primitive: Any, args: Any, params: Any, /) -> Any:
         closed = params.get("jaxpr")
         if primitive.name == "jit" and any(self.recording._token(const) is not None for const in closed.consts):
             # A compiled function that closes over something watched: JAX keeps it in the program, not among the arguments.
             with extend.set_current_trace(self):
                 return core.eval_jaxpr(closed.jaxpr, closed.consts, *args)
-        call = Call(lambda *a: primitive.bind(*a, **params), (primitive, tuple(params.items())))
-        return self.recording.run(self.parent, self.eager, call, args)
+        # A loop comes with a program of its own each time: to compile it here would keep each.
+        key = None if primitive.name in ("scan", "while", "cond") else (primitive, tuple(params.items()))
+        call = Call(lambda *a: primitive.bind(*a, **params), key)
+        return self._run(call, args)
 
     def process_call(self, primitive: Any, f: Any, args: Any, params: Any, /) -> Any:
-        return self.recording.run(self.parent, self.eager, Call(lambda *a: primitive.bind(*a, subfuns=(f,), **params)), args)
+        return self._run(Call(lambda *a: primitive.bind(*a, subfuns=(f,), **params)), args)
 
     def process_custom_jvp_call(self, primitive: Any, fun: Any, jvp: Any, args: Any, /, **params: Any) -> Any:
         call = Call(lambda *a: primitive.bind(*a, subfuns=(fun, jvp), **params))
-        return self.recording.run(self.parent, self.eager, call, args)
+        return self._run(call, args)
 
     def process_custom_vjp_call(self, primitive: Any, fun: Any, fwd: Any, bwd: Any, args: Any, /, **params: Any) -> Any:
         call = Call(lambda *a: primitive.bind(*a, subfuns=(fun, fwd, bwd), **params))
-        return self.recording.run(self.parent, self.eager, call, args)
+        return self._run(call, args)
 
 
 class _Scope(keras.StatelessScope):
@@ -344,10 +370,13 @@ class _Scope(keras.StatelessScope):
         self.updates[id(variable)] = (variable, value)
 
     def get_current_value(self, variable: keras.Variable) -> Any:
+        own = self._own.get(id(variable))
         if id(variable) in self.updates:
-            return self.updates[id(variable)][1]
-        if id(variable) in self._own:
-            return self._own[id(variable)]
+            # An assignment is not differentiated; a read after it is one of the variable all the same.
+            assigned = jax.lax.stop_gradient(self.updates[id(variable)][1])
+            return assigned if own is None or not is_differentiable(own) else assigned + (own - jax.lax.stop_gradient(own))
+        if own is not None:
+            return own
         return None if self._outer is None else self._outer.get_current_value(variable)
 
 
@@ -368,14 +397,14 @@ class _Pulled:
         cotangents: list[Any] = []
         for i, target in enumerate(self.targets):
             if i in seeds:
-                cotangents.append(jnp.ones_like(target) if seeds[i] is None else seeds[i])
+                cotangents.append(jnp.ones_like(target) if seeds[i] is None else _turned(seeds[i]))
             else:
                 dtype = target.dtype if is_differentiable(target) else jax.dtypes.float0
                 cotangents.append(np.zeros(target.shape, dtype) if dtype == jax.dtypes.float0 else jnp.zeros_like(target))
         inputs, variables = self._pull(cotangents)
         links = linked(self._pull)
         by = set().union(*(links[i] for i in seeds))
-        return [each if i in by else None for i, each in enumerate((*inputs, *variables))]
+        return [_turned(each) if i in by else None for i, each in enumerate((*inputs, *variables))]
 
     def jacobian(self, index: int) -> list[Any]:
         """The derivatives of each entry of one target: shapes `(target.size, *source.shape)`, or None."""
@@ -455,9 +484,7 @@ def attached(outputs: list[Any], inputs: list[Any], pullback: Callable[[list[Any
 
 def is_differentiated() -> bool:
     """Whether anything may be differentiated here: not where nothing is traced or recorded."""
-    with extend.take_current_trace() as trace:
-        pass
-    return type(trace).__name__ != "EvalTrace"
+    return type(_current_trace()).__name__ != "EvalTrace"
 
 
 def detached(x: Any) -> Any:

@@ -104,7 +104,7 @@ def _pull(pull: Any, many: bool, cotangents: list[Any], wants: tuple[bool, ...],
     return [gradient if want else None for gradient, want in zip(found, wants, strict=True)]
 
 
-@functools.lru_cache(8192)
+@functools.lru_cache(2048)
 def _forward(primitive: Any, params: tuple[tuple[str, Any], ...], live: tuple[int, ...]) -> Callable[..., Any]:
     """The compiled first half of an operation's `vjp`."""
     named = dict(params)

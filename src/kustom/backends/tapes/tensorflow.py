@@ -73,6 +73,10 @@ class Recording:
         if is_differentiable(x):
             self._tape.watch(x)
 
+    def pass_by(self, value: Any) -> Any:
+        """What the reader of a variable gets that is not watched."""
+        return value
+
     def watched(self) -> list[Any]:
         """The variables that are watched, in the order in which they were read; TensorFlow's own where no Keras's is known."""
         known = [variable for variable, _ in self._variables.values()]

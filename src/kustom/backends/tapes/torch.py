@@ -42,6 +42,10 @@ def refuse_unsupported() -> None:
     Raises:
         TapeError: A transform of `torch.func` is on.
     """
+    if torch.is_inference_mode_enabled():
+        raise TapeError(
+            "kustom.GradientTape does not work under torch.inference_mode(), where nothing is recorded; torch.no_grad() is fine."
+        )
     if in_transform():
         raise TapeError(
             "kustom.GradientTape does not work inside torch.vmap or torch.func, where autograd cannot be asked. Use the "
@@ -76,6 +80,8 @@ class Recording:
         self._watched: dict[int, Any] = {}
         self._variables: dict[int, tuple[Any, list[Any]]] = {}
         self._asked: list[Any] = []
+        # Those that were borrowed, and may be again while the gradient is asked: what is recomputed there looks.
+        self._lent: list[Any] = []
         self._edges: dict[int, GradientEdge] = {}
         self._stubs: dict[int, Any] = {}
         # From the first number to, and without, the last; None while it is on.
@@ -107,8 +113,9 @@ class Recording:
             # An edge works when its tensor requires no gradient any more, too.
             self._edges[id(tensor)] = get_gradient_edge(tensor)
         for tensor in self._borrowed:
-            tensor.requires_grad_(False)
-        self._borrowed.clear()
+            _give_back(tensor)
+        self._lent += self._borrowed
+        self._borrowed = []
 
     def release(self) -> None:
         """The one gradient has been given."""
@@ -136,11 +143,18 @@ class Recording:
         """Watch a tensor."""
         if not is_differentiable(x) or id(x) in self._watched:
             return
-        if not x.requires_grad:
-            x.requires_grad_(True)
+        if x.is_inference():
+            raise TapeError(
+                "a tensor made under torch.inference_mode() was watched, which torch cannot differentiate by; clone it."
+            )
+        if _borrow(x):
             self._borrowed.append(x)
         self._watched[id(x)] = x
         self._asked.append(x)
+
+    def pass_by(self, value: Any) -> Any:
+        """What the reader of a variable gets that is not watched."""
+        return value
 
     def watched(self) -> list[Any]:
         """The variables that are watched, in the order in which they were read."""
@@ -204,6 +218,7 @@ class Recording:
         gradients: Any = ()
         if inputs and starts:
             hooks = [node.register_prehook(_nothing) for node in older]
+            lent = [tensor for tensor in self._lent if _borrow(tensor)]
             try:
                 by: Any = [self._edges.get(id(value), value) for value in inputs]
                 gradients = torch.autograd.grad(
@@ -219,12 +234,15 @@ class Recording:
                 if "modified by an inplace operation" not in str(error):
                     raise
                 raise TapeError(
-                    "a variable that was read inside the block was assigned to before the gradient was asked, and torch keeps one "
-                    "value of it. Ask before, or have the tape keep the values: kustom.GradientTape(persistent=True)."
+                    "a variable that was read inside the block was assigned to before the gradient was asked, or a tensor was "
+                    "written in place, and torch keeps one value of it. Ask before, or have the tape keep the values: "
+                    "kustom.GradientTape(persistent=True)."
                 ) from error
             finally:
                 for hook in hooks:
                     hook.remove()
+                for tensor in lent:
+                    _give_back(tensor)
         found = iter(gradients)
         result = []
         for group in groups:
@@ -335,6 +353,8 @@ class Recording:
         return None if rows is None else rows.movedim(0, 1)
 
     def _rows(self, target: Any, sources: list[Any], seeds: Any, recorded: bool) -> list[Any]:
+        if not len(seeds):
+            return [seeds.new_zeros((0, *value.shape)) for value in sources]
         persistent, self.persistent = self.persistent, True
         try:
             return self._gradient([target], sources, [seeds], recorded, batched=True)
@@ -350,6 +370,30 @@ class Recording:
 
 def _key(edge: GradientEdge) -> tuple[Any, int]:
     return (edge.node, edge.output_nr)
+
+
+_borrowers: dict[int, list[Any]] = {}
+
+
+def _borrow(x: Any) -> bool:
+    """Have a tensor require a gradient until every borrower, in whatever thread, has given it back."""
+    with _lock:
+        if id(x) in _borrowers:
+            _borrowers[id(x)][1] += 1
+            return True
+        if x.requires_grad:
+            return False
+        x.requires_grad_(True)
+        _borrowers[id(x)] = [x, 1]
+        return True
+
+
+def _give_back(x: Any) -> None:
+    with _lock:
+        _borrowers[id(x)][1] -= 1
+        if not _borrowers[id(x)][1]:
+            del _borrowers[id(x)]
+            x.requires_grad_(False)
 
 
 def _next_number() -> int:
