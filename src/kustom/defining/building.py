@@ -14,9 +14,9 @@ from typing import Any
 import keras
 
 from kustom.backends import keras as private
-from kustom.defining import call_state
+from kustom.defining import call_state, calling
 from kustom.defining.tracking import BUILT, check_tracking
-from kustom.errors import BuildError, hide_frames
+from kustom.errors import BuildError, TrackingError, hide_frames
 
 __all__ = ["install"]
 
@@ -31,6 +31,7 @@ def install(cls: Any) -> None:
         cls.build = hide_frames(_build(cls, written))
     elif private.is_default(cls.build):
         cls.build = private.mark_default(hide_frames(_build(cls, cls.build)))
+    calling.install(cls)
     if not isinstance(vars(cls).get("metrics"), property):
         cls.metrics = property(_metrics)
     if "build_from_config" not in vars(cls):
@@ -108,6 +109,8 @@ def _build_children(self: Any, shapes: tuple[Any, ...], named_shapes: dict[str, 
             if _unbuilt(self):
                 private.compute_output_spec(self.call, **symbolic, **mode)
             call_state.adopt(self, {**symbolic, **mode})
+    except TrackingError:
+        raise
     except Exception as error:
         if private.in_call(self) or not unbuilt:
             # The call that asked for this will go on, and build them.

@@ -28,6 +28,7 @@ __all__ = [
     "expand",
     "kind_of",
     "pair",
+    "pass_mask",
     "refuse_broadcast",
     "setting_tensors",
     "shape_fits",
@@ -168,6 +169,18 @@ def shape_fits(got: Any, expected: tuple[Any, ...]) -> bool:
     """Whether a shape is the expected one; a length that is not known fits any."""
     got = tuple(got)
     return len(got) == len(expected) and all(None in (g, e) or g == e for g, e in zip(got, expected, strict=True))
+
+
+def pass_mask(inputs: Any, outputs: Any, given: Any = None) -> None:
+    """Pass a mask on to the outputs that keep its axes: the one given to the call, or that of the inputs."""
+    masks = [*keras.tree.flatten(given), *map(private.get_keras_mask, keras.tree.flatten(inputs))]
+    mask = next((mask for mask in masks if mask is not None), None)
+    if mask is None:
+        return
+    for output in keras.tree.flatten(outputs):
+        fits = shape_fits(tuple(output.shape)[: len(mask.shape)], tuple(mask.shape))
+        if fits and private.get_keras_mask(output) is None:
+            private.set_keras_mask(output, mask)
 
 
 def weigh(values: Any, weights: Pair, owner: str) -> Any:

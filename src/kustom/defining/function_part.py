@@ -16,12 +16,13 @@ import keras
 from keras import ops
 
 from kustom.backends import keras as private
-from kustom.defining import data, naming
+from kustom.defining import calling, data, naming
 from kustom.defining.config import decode, encode
 from kustom.defining.constructing import refuse_networks, refuse_undecorated
 from kustom.defining.kinds import KINDS
-from kustom.defining.settings import MISSING, Setting, fill, hold, show, unknown_setting
+from kustom.defining.settings import MISSING, Setting, fill, hold, leaves, show, unknown_setting
 from kustom.defining.sums import Ratio
+from kustom.defining.tracking import state_of
 from kustom.defining.versions import Versions
 from kustom.errors import (
     ConfigError,
@@ -233,7 +234,16 @@ class Definition:
         named = {p.name: call_arguments.get(p.name, None if p.default is MISSING else p.default) for p in self.call_arguments}
         if named.get("mask", 0) is None:
             named["mask"] = private.get_keras_mask(flat[0])
-        return self._call(inputs, {**settings, **named}, dtype)
+        given = leaves([settings, list(inputs.values())])
+        return calling.watched(
+            self,
+            named.get("training"),
+            lambda: self._call(inputs, {**settings, **named}, dtype),
+            self.function,
+            lambda: {id(variable) for leaf in given for variable in state_of(leaf)},
+            self.name,
+            of_function=True,
+        )
 
     def _beside_data(self, given: dict[str, Any]) -> dict[str, Any]:
         """Settings given beside data. A tensor passes as it is, so that it can be differentiated."""

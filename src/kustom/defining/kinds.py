@@ -19,9 +19,10 @@ import numpy as np
 from keras import ops
 
 from kustom.backends import keras as private
-from kustom.defining import data
+from kustom.defining import calling, data
 from kustom.defining.config import same
 from kustom.defining.sums import Ratio, Sums
+from kustom.defining.tracking import held_variables
 from kustom.errors import ReturnError, ShapeError, hide_frames
 
 __all__ = ["KINDS", "CheckedLoss", "folded_seeds"]
@@ -337,13 +338,16 @@ class FunctionLayer(keras.layers.Layer):
         inputs, named = self.definition.bind_call(args, kwargs)
         if "seed" in self.definition.settings:
             named["seed"] = self._generator
-        outputs = self.definition.compute(self, inputs, self.compute_dtype, named)
-        mask = next((m for x in keras.tree.flatten(inputs) if (m := private.get_keras_mask(x)) is not None), None)
-        if mask is not None:
-            for output in keras.tree.flatten(outputs):
-                fits = data.shape_fits(tuple(output.shape)[: len(mask.shape)], tuple(mask.shape))
-                if fits and private.get_keras_mask(output) is None:
-                    private.set_keras_mask(output, mask)
+        outputs = calling.watched(
+            self,
+            named.get("training"),
+            lambda: self.definition.compute(self, inputs, self.compute_dtype, named),
+            self.definition.function,
+            lambda: held_variables(self),
+            self.definition.name,
+            of_function=True,
+        )
+        data.pass_mask(inputs, outputs)
         return outputs
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
