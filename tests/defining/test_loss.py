@@ -336,6 +336,12 @@ def test_bad_functions_are_refused_at_definition():
         @kustom.loss
         def too_few(y_pred): ...
 
+    for kind in (kustom.loss, kustom.metric):
+        with pytest.raises(errors.DefinitionError, match=r"targets first: def reversed_names\(y_true, y_pred"):
+
+            @kind
+            def reversed_names(y_pred, y_true, *, q=0.5): ...
+
     with pytest.raises(errors.DefinitionError, match="name each setting"):
 
         @kustom.loss

@@ -193,6 +193,72 @@ def test_arguments_are_checked():
         Scaled("two")  # pyright: ignore
 
 
+def test_a_subclass_that_is_not_decorated_is_named_when_it_is_given_its_field():
+    class Undecorated(Scaled):
+        gain: float = 1.0
+
+    said = r"^Undecorated has no setting 'gain'.*Undecorated is a subclass of the part Scaled and no part itself: decorate it"
+    with pytest.raises(errors.UnknownSettingError, match=said):
+        Undecorated(2.0, gain=3.0)  # pyright: ignore
+    with pytest.raises(errors.UnknownSettingError, match=r"takes 2 settings by position.*decorate it"):
+        Undecorated(2.0, 1.0, 3.0)  # pyright: ignore
+    with pytest.raises(errors.UnknownSettingError, match=r"^Scaled has no setting 'gain'; [^:]*$"):
+        Scaled(2.0, gain=3.0)  # pyright: ignore
+
+    @kustom.part(package="by_hand")
+    class ByHand(Scaled):
+        def __init__(self, factor=1.0, **kwargs):
+            super().__init__(factor=factor, **kwargs)
+
+    with pytest.raises(errors.UnknownSettingError) as caught:
+        ByHand(gain=3.0)
+    assert "decorate" not in str(caught.value)
+
+
+def test_a_subclass_of_a_functions_part_that_is_not_decorated_is_named():
+    @kustom.loss(package="undecorated")
+    def plain(y_true, y_pred, *, factor=1.0):
+        return factor * (y_true - y_pred)
+
+    class Undecorated(plain):  # pyright: ignore
+        gain: float = 1.0
+
+    with pytest.raises(errors.UnknownSettingError, match=r"^Undecorated has no setting 'gain'.*decorate it with @kustom.part"):
+        Undecorated(gain=3.0)  # pyright: ignore
+    with pytest.raises(errors.UnknownSettingError, match=r"^plain has no setting 'gain'; [^:]*$"):
+        plain(gain=3.0)
+
+
+def test_an_attribute_without_annotation_is_shown_with_one():
+    @kustom.part
+    class NotAField(keras.layers.Layer):
+        units = 3
+        rate = None
+
+        def scale(self): ...
+
+    with pytest.raises(errors.UnknownSettingError, match=r"annotate it: units: int = 3\.$"):
+        NotAField(units=4)  # pyright: ignore
+    with pytest.raises(errors.UnknownSettingError, match=r"annotate it: rate: <type> = None\.$"):
+        NotAField(rate=4)  # pyright: ignore
+    with pytest.raises(errors.UnknownSettingError, match=r"'scale'; [^:]*$"):
+        NotAField(scale=4)  # pyright: ignore
+
+
+def test_predictions_before_targets_are_refused():
+    with pytest.raises(errors.DefinitionError, match=r"targets first: def call\(self, y_true, y_pred"):
+
+        @kustom.part
+        class ReversedLoss(keras.losses.Loss):
+            def call(self, y_pred, y_true): ...
+
+    with pytest.raises(errors.DefinitionError, match=r"targets first: def update_state\(self, y_true, y_pred"):
+
+        @kustom.part
+        class ReversedMetric(keras.metrics.Metric):
+            def update_state(self, y_pred, y_true, sample_weight=None): ...
+
+
 @pytest.mark.parametrize(
     ("name", "given", "held"),
     [

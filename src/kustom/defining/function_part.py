@@ -18,7 +18,7 @@ from keras import ops
 from kustom.backends import keras as private
 from kustom.defining import calling, data, naming
 from kustom.defining.config import decode, encode
-from kustom.defining.constructing import refuse_networks, refuse_undecorated
+from kustom.defining.constructing import refuse_networks, refuse_undecorated, undecorated
 from kustom.defining.kinds import KINDS
 from kustom.defining.settings import MISSING, Setting, fill, hold, leaves, show, unknown_setting
 from kustom.defining.sums import Ratio
@@ -87,6 +87,11 @@ class Definition:
         if len(names) < (least or 1):
             wanted = {"loss": "y_true, y_pred", "metric": "y_true, y_pred", "initializer": "shape, dtype"}.get(self.kind, "x")
             raise DefinitionError(f"{self.name} takes ({', '.join(names)}); a {self.kind} takes ({wanted}).")
+        if names == ["y_pred", "y_true"]:
+            raise DefinitionError(
+                f"{self.name} takes (y_pred, y_true); Keras gives a {self.kind} its targets first: "
+                f"def {self.name}(y_true, y_pred, ...)."
+            )
         if self.kind == "layer" and any(p.default is not MISSING for p in positional[1:]):
             late = next(p.name for p in positional[1:] if p.default is not MISSING)
             raise DefinitionError(f"{self.name} takes {late} by position, with a default; a setting is keyword-only.")
@@ -336,6 +341,11 @@ def _init(definition: Definition) -> Callable[..., None]:
     def __init__(self: Any, **given: Any) -> None:
         common = {name: given.pop(name) for name in definition.common if name in given}
         refuse_tf_keras(*given.values())
+        part = next(base for base in type(self).__mro__ if "definition" in vars(base))
+        unknown = next((name for name in given if name not in definition.settings), None)
+        if unknown is not None and undecorated(type(self), part):
+            names = [*definition.settings, *definition.common]
+            raise UnknownSettingError(unknown_setting(type(self).__name__, unknown, names) + undecorated(type(self), part))
         values = fill(definition.settings, given, definition.name, also=definition.common)
         refuse_networks(type(self), values.values(), kind="activation" if definition.kind == "activation" else None)
         if definition.kind in ("loss", "metric"):
