@@ -140,6 +140,22 @@ class Definition:
         inputs, rest = self.bind(args, kwargs)
         return inputs, {p.name: rest.get(p.name, None if p.default is MISSING else p.default) for p in self.call_arguments}
 
+    def check_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse a layer's call that has not one argument an input.
+
+        Raises:
+            UnknownSettingError: With the inputs that the layer takes, and what arrived.
+        """
+        inputs = [*args, *(value for name, value in kwargs.items() if name in self.data)]
+        if len(inputs) == len(self.data):
+            return
+        of_one = len(inputs) == 1 and isinstance(inputs[0], list | tuple)
+        arrived = f"one argument, a {type(inputs[0]).__name__} of {len(inputs[0])}" if of_one else str(len(inputs))
+        raise UnknownSettingError(
+            f"{self.name} takes {len(self.data)} input{'s' if len(self.data) > 1 else ''} ({', '.join(self.data)}) and was given "
+            f"{arrived}. Give each as an argument of its own: {self.name}(...)({', '.join(self.data)})."
+        )
+
     def settings_of(self, part: Any) -> dict[str, Any]:
         """What a part holds now."""
         return {name: getattr(part, name) for name in self.settings}
@@ -173,7 +189,8 @@ class Definition:
         """A metric's formula over its sums, with the settings that it names."""
         assert self.formula is not None
         names = inspect.signature(self.formula).parameters
-        return self.formula(**sums, **{n: v for n, v in self.settings_of(part).items() if n in names})
+        value = self.formula(**sums, **{n: v for n, v in self.settings_of(part).items() if n in names})
+        return data.returned(value, f"the formula of {self.name}")
 
     def check_sums(self, sums: Iterable[str]) -> None:
         """Refuse sums that the formula does not take, or that it could not tell from a setting.
@@ -263,7 +280,7 @@ class Definition:
     def _call(self, inputs: dict[str, Any], settings: dict[str, Any], dtype: str | None) -> Any:
         first = next((x for x in keras.tree.flatten(inputs) if hasattr(x, "dtype") and data.is_floating(x)), None)
         floating = dtype or (private.standardize_dtype(first.dtype) if first is not None else keras.config.floatx())
-        return data.call(self.function, self.name, inputs, data.setting_tensors(settings, floating))
+        return data.returned(data.call(self.function, self.name, inputs, data.setting_tensors(settings, floating)), self.name)
 
 
 class PartType(type):

@@ -37,6 +37,7 @@ class CheckedLoss(keras.losses.Loss):
             pair = data.pair(y_true, y_pred, sample_weight, self.dtype, self.name)
             data.refuse_broadcast(self.call, pair.y_true, pair.y_pred, self.name)
             values = data.call(self.call, self.name, {"y_true": pair.y_true, "y_pred": pair.y_pred}, {})
+            values = data.returned(values, self.name)
             values, averaged = _one_value_a_sample(values, pair, self.name)
             weights = data.weigh(values, pair, self.name)
             if weights is not None:
@@ -333,6 +334,11 @@ class FunctionLayer(keras.layers.Layer):
             self._generator = keras.random.SeedGenerator(self.seed)  # type: ignore[attr-defined]
         # There are no weights to build, and Keras warns of a layer that is never built.
         self.built = True
+
+    @hide_frames
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.definition.check_inputs(args, kwargs)
+        return super().__call__(*args, **kwargs)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         inputs, named = self.definition.bind_call(args, kwargs)
