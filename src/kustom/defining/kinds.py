@@ -19,7 +19,7 @@ import numpy as np
 from keras import ops
 
 from kustom.backends import keras as private
-from kustom.defining import calling, data
+from kustom.defining import building, calling, data
 from kustom.defining.config import same
 from kustom.defining.sums import Ratio, Sums
 from kustom.defining.tracking import held_variables
@@ -359,6 +359,8 @@ class FunctionLayer(keras.layers.Layer):
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         # `call` has set it, where it fits; here the output is not known.
         return None
+
+    compute_output_shape = building.output_shape
 
     def build(self, input_shape: Any) -> None:
         self.built = True
