@@ -19,7 +19,7 @@ import numpy as np
 
 from kustom.backends import keras as private
 from kustom.defining.config import decode, encode, same
-from kustom.defining.settings import MISSING, Setting, fill, hold, leaves, show, unknown_setting
+from kustom.defining.settings import MISSING, Setting, fill, hold, leaves, of_keras, show, unknown_setting
 from kustom.defining.tracking import check_tracking
 from kustom.errors import (
     ConfigError,
@@ -523,4 +523,5 @@ def _repr(self: Any) -> str:
     given = [name for name in vars(self).get(_GIVEN, {}) if written and name not in common]
     names = dict.fromkeys([*needed, *cls._kustom_fields, *given])
     shown = {name: getattr(self, name, vars(self).get(_GIVEN, {}).get(name)) for name in names}
+    shown |= of_keras(self, None if written else private.to_snake_case(cls.__name__))
     return f"{cls.__name__}({', '.join(f'{name}={show(_plain(value))}' for name, value in shown.items())})"

@@ -20,7 +20,7 @@ from kustom.defining import calling, data, naming
 from kustom.defining.config import decode, encode
 from kustom.defining.constructing import refuse_networks, refuse_undecorated, undecorated
 from kustom.defining.kinds import KINDS
-from kustom.defining.settings import MISSING, Setting, fill, hold, leaves, show, unknown_setting
+from kustom.defining.settings import MISSING, Setting, fill, hold, leaves, of_keras, show, unknown_setting
 from kustom.defining.sums import Ratio
 from kustom.defining.tracking import state_of
 from kustom.defining.versions import Versions
@@ -395,8 +395,8 @@ def _layer_call(definition: Definition) -> Callable[..., Any]:
 
 
 def _repr(self: Any) -> str:
-    settings = ", ".join(f"{name}={show(value)}" for name, value in self.definition.settings_of(self).items())
-    return f"{self.definition.name}({settings})"
+    held = {**self.definition.settings_of(self), **of_keras(self, self.definition.name)}
+    return f"{self.definition.name}({', '.join(f'{name}={show(value)}' for name, value in held.items())})"
 
 
 @hide_frames
