@@ -232,8 +232,8 @@ def main(
     """
     if (data is None) != (target is None):
         _refuse("--data and --target go together: a table, and the column to predict")
-    if threshold <= 0:
-        _refuse(f"--threshold must be above 0, not {threshold}")
+    if not 0 < threshold < float("inf"):
+        _refuse(f"--threshold must be a number above 0, not {threshold}")
     try:
         table = default_table() if data is None or target is None else read_table(data, target)
         prepared = prepare(table, seed)

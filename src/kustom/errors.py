@@ -165,9 +165,10 @@ class BuildError(KustomError, ValueError):
 
 
 class TrackingError(KustomError, ValueError):
-    """A sublayer stands where Keras neither tracks nor saves it: in a set, in a closure, in an object that is no layer.
+    """A sublayer stands where Keras neither tracks nor saves it: in a set, in an object that is no layer, in `call` itself.
 
     Wrong: `self.tools = Tools(dense=Dense(3))`. Right: `self.dense = Dense(3)`, or a list or dict of layers.
+    Wrong: `return Dense(3)(x)` in `call`. Right: `self.dense = Dense(3)` in `setup`, and `return self.dense(x)` in `call`.
     """
 
 

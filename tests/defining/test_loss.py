@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import re
 
 import keras
 import numpy as np
@@ -336,6 +337,12 @@ def test_bad_functions_are_refused_at_definition():
         @kustom.loss
         def too_few(y_pred): ...
 
+    for kind in (kustom.loss, kustom.metric):
+        with pytest.raises(errors.DefinitionError, match=r"targets first: def reversed_names\(y_true, y_pred"):
+
+            @kind
+            def reversed_names(y_pred, y_true, *, q=0.5): ...
+
     with pytest.raises(errors.DefinitionError, match="name each setting"):
 
         @kustom.loss
@@ -468,3 +475,61 @@ def test_targets_with_more_axes_than_the_predictions_are_refused(true, pred):
     for call in (absolute(), AbsoluteLoss(), absolute):
         with pytest.raises(errors.ShapeError, match="more axes than the predictions"):
             call(np.zeros(true), np.zeros(pred))
+
+
+@kustom.loss
+def by_operator(y_true, y_pred):
+    return ops.square(y_true - y_pred)
+
+
+@kustom.metric
+def measured_by_operator(y_true, y_pred):
+    return ops.square(y_true - y_pred)
+
+
+@kustom.part
+class ByOperator(keras.losses.Loss):
+    def call(self, y_true, y_pred):
+        return ops.square(y_true - y_pred)
+
+
+@kustom.part
+class MeasuredByOperator(keras.metrics.Metric):
+    def setup(self):
+        self.total = self.add_variable((), "zeros", name="total")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.total.assign_add(ops.sum(ops.square(y_true - y_pred)))
+
+    def result(self):
+        return self.total
+
+
+@pytest.mark.parametrize("make", [by_operator, measured_by_operator, ByOperator, MeasuredByOperator], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(("true", "pred"), [((8, 2), (8, 3)), ((8,), (8, 3)), ((8, 4, 2), (8, 4, 3))])
+def test_shapes_that_the_function_cannot_combine_are_refused_with_both(make, true, pred):
+    part = make()
+    said = f"{part.name} was given y_true .*{re.escape(str(true))} and y_pred {re.escape(str(pred))}, and combines"
+    with pytest.raises(errors.ShapeError, match=said):
+        part(np.ones(true, "float32"), np.ones(pred, "float32"))
+
+
+def test_a_plain_function_names_the_shapes_that_it_cannot_combine():
+    with pytest.raises(errors.ShapeError, match=r"by_operator was given y_true \(8, 2\) and y_pred \(8, 3\)"):
+        by_operator(np.ones((8, 2), "float32"), np.ones((8, 3), "float32"))
+
+
+def test_a_missing_return_is_named():
+    @kustom.loss
+    def silent(y_true, y_pred):
+        ops.square(y_true - y_pred)
+
+    @kustom.part
+    class Silent(keras.losses.Loss):
+        def call(self, y_true, y_pred):
+            ops.square(y_true - y_pred)
+
+    x = np.ones((2, 1), "float32")
+    for call in (lambda: silent()(x, x), lambda: silent(x, x), lambda: Silent()(x, x)):
+        with pytest.raises(errors.ReturnError, match=r"silent returned None.*is a return missing\?"):
+            call()

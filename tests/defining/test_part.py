@@ -193,6 +193,72 @@ def test_arguments_are_checked():
         Scaled("two")  # pyright: ignore
 
 
+def test_a_subclass_that_is_not_decorated_is_named_when_it_is_given_its_field():
+    class Undecorated(Scaled):
+        gain: float = 1.0
+
+    said = r"^Undecorated has no setting 'gain'.*Undecorated is a subclass of the part Scaled and no part itself: decorate it"
+    with pytest.raises(errors.UnknownSettingError, match=said):
+        Undecorated(2.0, gain=3.0)  # pyright: ignore
+    with pytest.raises(errors.UnknownSettingError, match=r"takes 2 settings by position.*decorate it"):
+        Undecorated(2.0, 1.0, 3.0)  # pyright: ignore
+    with pytest.raises(errors.UnknownSettingError, match=r"^Scaled has no setting 'gain'; [^:]*$"):
+        Scaled(2.0, gain=3.0)  # pyright: ignore
+
+    @kustom.part(package="by_hand")
+    class ByHand(Scaled):
+        def __init__(self, factor=1.0, **kwargs):
+            super().__init__(factor=factor, **kwargs)
+
+    with pytest.raises(errors.UnknownSettingError) as caught:
+        ByHand(gain=3.0)
+    assert "decorate" not in str(caught.value)
+
+
+def test_a_subclass_of_a_functions_part_that_is_not_decorated_is_named():
+    @kustom.loss(package="undecorated")
+    def plain(y_true, y_pred, *, factor=1.0):
+        return factor * (y_true - y_pred)
+
+    class Undecorated(plain):  # pyright: ignore
+        gain: float = 1.0
+
+    with pytest.raises(errors.UnknownSettingError, match=r"^Undecorated has no setting 'gain'.*decorate it with @kustom.part"):
+        Undecorated(gain=3.0)  # pyright: ignore
+    with pytest.raises(errors.UnknownSettingError, match=r"^plain has no setting 'gain'; [^:]*$"):
+        plain(gain=3.0)
+
+
+def test_an_attribute_without_annotation_is_shown_with_one():
+    @kustom.part
+    class NotAField(keras.layers.Layer):
+        units = 3
+        rate = None
+
+        def scale(self): ...
+
+    with pytest.raises(errors.UnknownSettingError, match=r"annotate it: units: int = 3\.$"):
+        NotAField(units=4)  # pyright: ignore
+    with pytest.raises(errors.UnknownSettingError, match=r"annotate it: rate: <type> = None\.$"):
+        NotAField(rate=4)  # pyright: ignore
+    with pytest.raises(errors.UnknownSettingError, match=r"'scale'; [^:]*$"):
+        NotAField(scale=4)  # pyright: ignore
+
+
+def test_predictions_before_targets_are_refused():
+    with pytest.raises(errors.DefinitionError, match=r"targets first: def call\(self, y_true, y_pred"):
+
+        @kustom.part
+        class ReversedLoss(keras.losses.Loss):
+            def call(self, y_pred, y_true): ...
+
+    with pytest.raises(errors.DefinitionError, match=r"targets first: def update_state\(self, y_true, y_pred"):
+
+        @kustom.part
+        class ReversedMetric(keras.metrics.Metric):
+            def update_state(self, y_pred, y_true, sample_weight=None): ...
+
+
 @pytest.mark.parametrize(
     ("name", "given", "held"),
     [
@@ -1084,3 +1150,109 @@ def test_a_layer_in_the_body_of_the_class_is_refused_by_its_name(make):
     part = kustom.part(package="bodies")(type("InBody", (keras.layers.Layer,), body))
     with pytest.raises(errors.TrackingError, match=r"InBody\.inner.* is a Dense in the body of the class"):
         part()
+
+
+# --- shapes
+
+
+@kustom.part
+class TwoOutputs(keras.layers.Layer):
+    units: int = 4
+
+    def setup(self):
+        self.inner = keras.layers.Dense(self.units)
+
+    def call(self, first, second):
+        return self.inner(ops.concatenate([first, second], axis=-1)), {"sum": first + second}
+
+
+@kustom.layer
+def side_by_side(first, second):
+    return ops.concatenate([first, second], axis=-1)
+
+
+def test_a_layer_says_what_shape_it_returns():
+    layer = Scaled(2.0)
+    assert layer.compute_output_shape((None, 3)) == (None, 3)
+    assert layer.built
+    pair = TwoOutputs()
+    assert pair.compute_output_shape(first_shape=(None, 3), second_shape=(None, 3)) == ((None, 4), {"sum": (None, 3)})
+    assert side_by_side().compute_output_shape((None, 3), [None, 2]) == (None, 5)
+    over_time = keras.layers.TimeDistributed(Scaled(2.0))
+    assert over_time.compute_output_shape((None, 5, 3)) == (None, 5, 3)
+    inputs = keras.Input((3,), dtype="int32")
+    assert keras.layers.Dense(2).compute_output_shape(side_by_side()(inputs, inputs).shape) == (None, 2)
+
+
+def test_a_layer_that_says_what_shape_it_returns_is_asked():
+    @kustom.part
+    class Says(keras.layers.Layer):
+        def call(self, x):
+            return x
+
+        def compute_output_shape(self, input_shape):
+            return (*input_shape, 7)
+
+    assert Says().compute_output_shape((None, 3)) == (None, 3, 7)
+
+
+@kustom.part
+class Cell(keras.layers.Layer):
+    units: int
+
+    def setup(self):
+        self.state_size = self.units
+        self.inputs_to = keras.layers.Dense(self.units)
+        self.state_to = keras.layers.Dense(self.units, use_bias=False)
+
+    def call(self, inputs, states, training=False):
+        state = ops.tanh(self.inputs_to(inputs) + self.state_to(states[0]))
+        return state, [state]
+
+
+@kustom.part
+class CellOfTwo(Cell):
+    def setup(self):
+        self.state_size = [self.units, 2]
+        self.inputs_to = keras.layers.Dense(self.units)
+        self.state_to = keras.layers.Dense(self.units)
+
+    def call(self, inputs, states):
+        first, second = states
+        first = self.inputs_to(inputs) + self.state_to(first)
+        return first, [first, second + 1]
+
+
+@pytest.mark.parametrize("cell", [Cell, CellOfTwo])
+def test_a_recurrent_cell_with_sublayers_is_built_by_keras(cell, trip):
+    model = keras.Sequential([keras.Input((4, 2)), keras.layers.RNN(cell(3)), keras.layers.Dense(1)])
+    x = np.ones((2, 4, 2), "float32")
+    model.compile("sgd", "mse")
+    model.fit(x, np.ones((2, 1)), verbose=0)
+    assert len(model.layers[0].weights) == (3 if cell is Cell else 4)
+    assert np.allclose(trip(model).predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6)
+
+
+def test_what_keras_is_told_is_shown_where_it_is_not_the_default():
+    @kustom.loss
+    def quantile(y_true, y_pred, *, q=0.5):
+        return ops.maximum(q * (y_true - y_pred), (q - 1) * (y_true - y_pred))
+
+    @kustom.metric
+    def miss(y_true, y_pred):
+        return ops.abs(y_true - y_pred)
+
+    @kustom.part
+    class Pinball(keras.losses.Loss):
+        q: float = 0.5
+
+        def call(self, y_true, y_pred):
+            return quantile(y_true, y_pred, q=self.q)
+
+    assert repr(quantile(name="q9", reduction="sum")) == "quantile(q=0.5, name='q9', reduction='sum')"
+    assert repr(quantile()) == "quantile(q=0.5)"
+    assert repr(miss(dtype="bfloat16")) == "miss(dtype='bfloat16')"
+    assert repr(Pinball()) == "Pinball(q=0.5)"
+    assert repr(Pinball(0.9, name="q9", reduction="none")) == "Pinball(q=0.9, name='q9', reduction='none')"
+    assert repr(Pinball.from_config(Pinball(name="q9").get_config())) == "Pinball(q=0.5, name='q9')"
+    assert repr(Scaled(2.0, dtype="mixed_float16")).endswith(", dtype='mixed_float16')")

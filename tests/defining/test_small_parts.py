@@ -347,3 +347,39 @@ def test_bad_layer_functions_are_refused():
 
         @kustom.layer
         def reserved(x, *, losses=1): ...
+
+
+@kustom.layer
+def scaled_attention(q, k, v, *, scale=1.0):
+    return ops.matmul(ops.softmax(scale * ops.matmul(q, ops.transpose(k, (0, 2, 1)))), v)
+
+
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_a_list_is_one_argument_of_a_layer_of_several_inputs(symbolic):
+    x = keras.Input((2, 3)) if symbolic else np.ones((1, 2, 3), "float32")
+    said = r"scaled_attention takes 3 inputs \(q, k, v\) and was given one argument, a list of 3\..*attention\(...\)\(q, k, v\)"
+    with pytest.raises(errors.UnknownSettingError, match=said):
+        scaled_attention()([x, x, x])
+    with pytest.raises(errors.UnknownSettingError, match="and was given 2"):
+        scaled_attention()(x, x)
+    assert scaled_attention()(x, k=x, v=x).shape == x.shape
+
+
+@pytest.mark.parametrize("kind", [kustom.regularizer, kustom.constraint, kustom.activation, kustom.layer], ids=lambda k: k.__name__)
+def test_a_missing_return_is_named(kind):
+    @kind(package=f"silent_{kind.__name__}")
+    def silent(x):
+        ops.abs(x)
+
+    with pytest.raises(errors.ReturnError, match=r"silent returned None.*is a return missing\?"):
+        silent(np.ones(3, "float32"))
+
+
+def test_a_missing_return_of_a_class_is_named():
+    @kustom.part
+    class SilentPenalty(keras.regularizers.Regularizer):
+        def __call__(self, x):
+            ops.sum(x)
+
+    with pytest.raises(errors.ReturnError, match="SilentPenalty returned None"):
+        SilentPenalty()(np.ones(3, "float32"))

@@ -227,7 +227,8 @@ def test_too_little_to_learn_from_is_refused(refusal: Any) -> None:
 def test_options_that_do_not_fit_are_refused(refusal: Any, tmp_path: Path) -> None:
     assert "go together" in refusal("--target", "price")
     assert "go together" in refusal("--data", "table.csv")
-    assert "above 0" in refusal("--threshold", "0")
+    for threshold in ("0", "-1", "nan", "inf"):
+        assert "--threshold must be a number above 0" in refusal("--threshold", threshold)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "model.keras").write_text("")
     assert "full is not empty" in refusal("--out", "full", "--target", "price", table=houses(60))

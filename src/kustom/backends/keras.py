@@ -23,6 +23,7 @@ from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.variables import is_float_dtype, standardize_dtype
 from keras.src.losses.loss import reduce_weighted_values
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 from keras.src.saving import object_registration, saving_lib
 from keras.src.saving.keras_saveable import KerasSaveable
 from keras.src.utils.naming import to_snake_case
@@ -46,8 +47,10 @@ __all__ = [
     "is_functional",
     "is_internal",
     "is_known_function",
+    "is_library",
     "is_of_library",
     "listen",
+    "makes",
     "mark_default",
     "metrics_of",
     "name_nested",
@@ -265,7 +268,12 @@ def is_functional(layer: keras.layers.Layer) -> bool:
 
 def is_of_library(obj: Any) -> bool:
     """Whether `obj` is of Keras or a library below it, so that no user keeps layers in it."""
-    return type(obj).__module__.split(".")[0] in _LIBRARIES
+    return is_library(type(obj).__module__)
+
+
+def is_library(module: str | None) -> bool:
+    """Whether a module is of Keras or a library below it."""
+    return (module or "").split(".")[0] in _LIBRARIES
 
 
 _LIBRARIES = frozenset("builtins keras numpy tensorflow jax jaxlib torch ml_dtypes threading functools types kustom".split())
@@ -394,6 +402,59 @@ def reads() -> Iterator[list[keras.Variable]]:
         yield read
     finally:
         unlisten(note)
+
+
+class _Makers(threading.local):
+    def __init__(self) -> None:
+        self.all: list[list[keras.Variable]] = []
+
+
+_makers = _Makers()
+# How many watch in all threads, and what stood in the constructor's place.
+_watching = 0
+_kept_init: list[Any] = []
+
+
+@contextlib.contextmanager
+def makes() -> Iterator[list[keras.Variable]]:
+    """The variables that this thread makes inside; not the state of the seed that Keras itself keeps for all.
+
+    The constructor is exchanged until the last one who watches has gone.
+    """
+    global _watching
+    made: list[keras.Variable] = []
+    _makers.all.append(made)
+    with _lock:
+        _watching += 1
+        if _watching == 1:
+            _exchange_init()
+    try:
+        yield made
+    finally:
+        _makers.all.pop()
+        with _lock:
+            _watching -= 1
+            if not _watching:
+                kept = _kept_init.pop()
+                if kept is None:
+                    del keras.Variable.__init__
+                else:
+                    keras.Variable.__init__ = kept
+        everyones = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+        made[:] = [variable for variable in made if everyones is None or variable is not everyones.state]
+
+
+def _exchange_init() -> None:
+    plain, makers = keras.Variable.__init__, _makers
+    _kept_init.append(vars(keras.Variable).get("__init__"))
+
+    @functools.wraps(plain)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        plain(self, *args, **kwargs)
+        for made in makers.all:
+            made.append(self)
+
+    keras.Variable.__init__ = __init__
 
 
 class _Widths(dict[str, str]):

@@ -14,11 +14,11 @@ from typing import Any
 import keras
 
 from kustom.backends import keras as private
-from kustom.defining import call_state
+from kustom.defining import call_state, calling
 from kustom.defining.tracking import BUILT, check_tracking
-from kustom.errors import BuildError, hide_frames
+from kustom.errors import BuildError, TrackingError, hide_frames
 
-__all__ = ["install"]
+__all__ = ["install", "output_shape"]
 
 _BUILDING = "_kustom_building"
 _CHILDREN = "_kustom_children"
@@ -31,8 +31,11 @@ def install(cls: Any) -> None:
         cls.build = hide_frames(_build(cls, written))
     elif private.is_default(cls.build):
         cls.build = private.mark_default(hide_frames(_build(cls, cls.build)))
+    calling.install(cls)
     if not isinstance(vars(cls).get("metrics"), property):
         cls.metrics = property(_metrics)
+    if private.is_default(cls.compute_output_shape):
+        cls.compute_output_shape = output_shape
     if "build_from_config" not in vars(cls):
         cls.build_from_config = _build_from_config
     if "get_build_config" not in vars(cls):
@@ -108,6 +111,8 @@ def _build_children(self: Any, shapes: tuple[Any, ...], named_shapes: dict[str, 
             if _unbuilt(self):
                 private.compute_output_spec(self.call, **symbolic, **mode)
             call_state.adopt(self, {**symbolic, **mode})
+    except TrackingError:
+        raise
     except Exception as error:
         if private.in_call(self) or not unbuilt:
             # The call that asked for this will go on, and build them.
@@ -118,6 +123,22 @@ def _build_children(self: Any, shapes: tuple[Any, ...], named_shapes: dict[str, 
             f"{type(self).__name__}.build({given}) left {listed} unbuilt, and {type(self).__name__}.call cannot be traced to build "
             f"them ({type(error).__name__}: {error}). Build them in build(), or call the layer on data first."
         ) from error
+
+
+@private.mark_default
+@hide_frames
+def output_shape(self: Any, *shapes: Any, **named_shapes: Any) -> Any:
+    """The shape of what `call` returns for inputs of these shapes, of which it is asked symbolically.
+
+    A layer that is not built is built with them: its weights are needed to ask.
+    """
+    shapes = tuple(_tuples(shape) for shape in shapes)
+    named_shapes = {name: _tuples(shape) for name, shape in named_shapes.items()}
+    # Keras's own `build` takes one shape; with several, the call itself builds the sublayers.
+    if not self.built and (len(shapes) + len(named_shapes) == 1 or not private.is_default(self.build)):
+        self.build(*shapes, **named_shapes)
+    symbolic = _symbolic_inputs(self, shapes, named_shapes)
+    return keras.tree.map_structure(lambda x: tuple(x.shape), private.compute_output_spec(self.call, **symbolic))
 
 
 def _recorded(self: Any) -> list[tuple[Any, dict[str, Any]]]:
@@ -143,7 +164,19 @@ def _symbolic_inputs(self: Any, shapes: tuple[Any, ...], named_shapes: dict[str,
         given = dict(zip(inspect.signature(self.call).parameters, [*shapes, *given.values()], strict=False))
     if any(shape is None for shape in given.values()):
         return {}
-    return {name: keras.tree.map_shape_structure(keras.KerasTensor, shape) for name, shape in given.items()}
+    symbolic = {name: keras.tree.map_shape_structure(keras.KerasTensor, shape) for name, shape in given.items()}
+    return {**symbolic, **_states_of_a_cell(self, given)}
+
+
+def _states_of_a_cell(self: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """The states that the call of a recurrent cell takes: Keras builds a cell by the shape of its inputs alone."""
+    sizes = getattr(self, "state_size", None)
+    sizes = [sizes] if isinstance(sizes, int) else sizes
+    needed = [p.name for p in inspect.signature(self.call).parameters.values() if p.default is p.empty]
+    if len(given) != 1 or len(needed) != 2 or not isinstance(sizes, list | tuple) or not all(isinstance(s, int) for s in sizes):
+        return {}
+    batch = next(iter(given.values()))[0]
+    return {needed[1]: [keras.KerasTensor((batch, size), dtype=self.compute_dtype) for size in sizes]}
 
 
 def _check_base_built(self: Any) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 import keras
 from keras import ops
 
-from kustom.backends import current
 from kustom.backends import keras as private
 from kustom.defining import building, data
 from kustom.defining.kinds import CheckedLoss, folded_seeds
@@ -168,7 +167,7 @@ def _find_form(self: Any, tried: Callable[..., Any], pair: data.Pair, weight: An
             private.compute_output_spec(tried, *(symbolic if shape else symbolic[:2]))
         except Exception as error:
             # Whatever else it is, the call itself will say it of the data.
-            return False if current().refuses_shapes(error) else None
+            return False if data.refused_for_shapes(error) else None
         return True
 
     if not true or not runs():
@@ -209,7 +208,7 @@ def _metric_result(cls: Any, written: Callable[..., Any]) -> Callable[..., Any]:
 
 def _regularizer_call(cls: Any, written: Callable[..., Any]) -> Callable[..., Any]:
     def __call__(self: Any, x: Any) -> Any:
-        penalty = written(self, data.tensor(x))
+        penalty = data.returned(written(self, data.tensor(x)), cls.__name__)
         if len(getattr(penalty, "shape", ())) != 0:
             raise ShapeError(f"{cls.__name__} returned the shape {tuple(penalty.shape)}; a regularizer returns one number: sum it.")
         return penalty
@@ -220,7 +219,7 @@ def _regularizer_call(cls: Any, written: Callable[..., Any]) -> Callable[..., An
 def _constraint_call(cls: Any, written: Callable[..., Any]) -> Callable[..., Any]:
     def __call__(self: Any, w: Any) -> Any:
         w = data.tensor(w)
-        projected = data.tensor(written(self, w))
+        projected = data.tensor(data.returned(written(self, w), cls.__name__))
         if tuple(projected.shape) != tuple(w.shape):
             raise ShapeError(
                 f"{cls.__name__} was given weights of the shape {tuple(w.shape)} and returned {tuple(projected.shape)}; "
@@ -238,7 +237,7 @@ def _initializer_call(cls: Any, written: Callable[..., Any]) -> Callable[..., An
         draw = vars(self).get("_kustom_draws", 0)
         object.__setattr__(self, "_kustom_draws", draw + 1)
         with folded_seeds([self, *vars(self).values()], draw):
-            values = data.tensor(written(self, tuple(shape), dtype, **kwargs))
+            values = data.tensor(data.returned(written(self, tuple(shape), dtype, **kwargs), cls.__name__))
         if tuple(values.shape) != tuple(shape):
             raise ShapeError(f"{cls.__name__} was asked for the shape {tuple(shape)} and returned {tuple(values.shape)}.")
         return ops.cast(values, private.standardize_dtype(dtype or keras.config.floatx()))

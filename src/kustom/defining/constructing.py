@@ -19,7 +19,7 @@ import numpy as np
 
 from kustom.backends import keras as private
 from kustom.defining.config import decode, encode, same
-from kustom.defining.settings import MISSING, Setting, fill, hold, leaves, show, unknown_setting
+from kustom.defining.settings import MISSING, Setting, fill, hold, leaves, of_keras, show, unknown_setting
 from kustom.defining.tracking import check_tracking
 from kustom.errors import (
     ConfigError,
@@ -31,7 +31,7 @@ from kustom.errors import (
     refuse_tf_keras,
 )
 
-__all__ = ["install", "own_arguments", "refuse_networks", "refuse_undecorated", "root_of"]
+__all__ = ["install", "own_arguments", "refuse_networks", "refuse_undecorated", "root_of", "undecorated"]
 
 _KINDS = inspect.Parameter
 # Where an instance keeps the values given, the values held when it was made, what its base said then, and that it is set up.
@@ -97,7 +97,7 @@ def _generated(cls: Any) -> Callable[..., None]:
 
     @hide_frames
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        given = _bind(cls, signature, args, kwargs)
+        given = _bind(type(self), cls, signature, args, kwargs)
         settings = {name: given.pop(name) for name in list(given) if name in fields}
         refuse_tf_keras(*settings.values(), *given.values())
         values = fill(fields, settings, cls.__name__)
@@ -230,8 +230,8 @@ def _inherited_kind(cls: Any, name: str) -> Any:
     return _KINDS.KEYWORD_ONLY
 
 
-def _bind(cls: Any, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What a generated constructor was given, by name.
+def _bind(made: type, cls: Any, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What the generated constructor of `cls` was given, by name; `made` is the class of which a part is made.
 
     Raises:
         UnknownSettingError: Something the part does not take, or too much by position.
@@ -244,21 +244,44 @@ def _bind(cls: Any, signature: inspect.Signature, args: tuple[Any, ...], kwargs:
         near = [name for name in vars(cls).get("__annotations__", {}) if name not in names]
         hint = f" ({near[0]!r} is annotated as what the part makes; to be told it: {near[0]} = kustom.field().)" if near else ""
         raise UnknownSettingError(
-            f"{cls.__name__} takes {len(by_position)} settings by position ({', '.join(by_position) or 'none'}), "
-            f"not {len(args)}; by name it takes {', '.join(names) or 'none'}.{hint}"
+            f"{made.__name__} takes {len(by_position)} settings by position ({', '.join(by_position) or 'none'}), "
+            f"not {len(args)}; by name it takes {', '.join(names) or 'none'}.{hint}{undecorated(made, cls)}"
         )
     given = dict(zip(by_position, args, strict=False))
     for name, value in kwargs.items():
         if name in given:
             raise UnknownSettingError(f"{cls.__name__} was given {name!r} twice, by position and by name.")
         if name not in names:
-            near = " It is annotated as what the part makes; to be told it: kustom.field()." if name in _annotated(cls) else ""
-            raise UnknownSettingError(unknown_setting(cls.__name__, name, names) + near)
+            raise UnknownSettingError(unknown_setting(made.__name__, name, names) + _why_unknown(made, cls, name))
         given[name] = value
     missing = [p.name for p in parameters if p.default is MISSING and p.name not in given]
     if missing:
         raise MissingSettingError(f"{cls.__name__} needs {', '.join(missing)}; it has {', '.join(names)}.")
     return given
+
+
+def _why_unknown(made: type, cls: type, name: str) -> str:
+    """Why a name that stands in a class is no setting of it, where the class says so."""
+    if name in _annotated(cls):
+        return " It is annotated as what the part makes; to be told it: kustom.field()."
+    if undecorated(made, cls):
+        return undecorated(made, cls)
+    value = next((vars(base)[name] for base in cls.__mro__ if "_kustom_own_fields" in vars(base) and name in vars(base)), MISSING)
+    if value is MISSING or callable(value) or isinstance(value, property | staticmethod | classmethod | functools.cached_property):
+        return ""
+    annotation = type(value).__name__ if type(value).__module__ == "builtins" and value is not None else "<type>"
+    return (
+        f" It stands in the class without an annotation, and so is no setting; annotate it: {name}: {annotation} = {show(value)}."
+    )
+
+
+def undecorated(made: type, cls: type) -> str:
+    """What to say of a subclass of the part `cls` that is no part itself; nothing where there is none."""
+    for base in made.__mro__[: made.__mro__.index(cls)]:
+        # Keras makes subclasses of its own on the way.
+        if base.__module__.split(".")[0] != "keras" and "_kustom_own_fields" not in vars(base):
+            return f" {base.__name__} is a subclass of the part {cls.__name__} and no part itself: decorate it with @kustom.part."
+    return ""
 
 
 def _annotated(cls: type) -> set[str]:
@@ -500,4 +523,5 @@ def _repr(self: Any) -> str:
     given = [name for name in vars(self).get(_GIVEN, {}) if written and name not in common]
     names = dict.fromkeys([*needed, *cls._kustom_fields, *given])
     shown = {name: getattr(self, name, vars(self).get(_GIVEN, {}).get(name)) for name in names}
+    shown |= of_keras(self, None if written else private.to_snake_case(cls.__name__))
     return f"{cls.__name__}({', '.join(f'{name}={show(_plain(value))}' for name, value in shown.items())})"

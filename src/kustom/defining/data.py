@@ -19,7 +19,7 @@ from keras import ops
 
 from kustom.backends import current
 from kustom.backends import keras as private
-from kustom.errors import DtypeMixError, ShapeError
+from kustom.errors import DtypeMixError, KustomError, ReturnError, ShapeError
 
 __all__ = [
     "Pair",
@@ -28,7 +28,10 @@ __all__ = [
     "expand",
     "kind_of",
     "pair",
+    "pass_mask",
     "refuse_broadcast",
+    "refused_for_shapes",
+    "returned",
     "setting_tensors",
     "shape_fits",
     "tensor",
@@ -78,11 +81,20 @@ def call(function: Callable[..., Any], owner: str, data: dict[str, Any], named: 
 
     Raises:
         DtypeMixError: The backend refuses to mix integers or booleans with floats.
+        ShapeError: The backend refuses to combine two shapes.
     """
     try:
         return function(*data.values(), **named)
+    except KustomError:
+        raise
     except Exception as error:
         tensors = {name: x for name, x in data.items() if hasattr(x, "dtype")}
+        if len(tensors) > 1 and current().refuses_shapes(error):
+            shapes = " and ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
+            raise ShapeError(
+                f"{owner} was given {shapes}, and combines shapes that do not fit each other ({str(error).splitlines()[0]}). "
+                f"Give it shapes that fit, or bring them together in {owner} itself, by ops.expand_dims or ops.reshape."
+            ) from error
         exact = [name for name, x in tensors.items() if not is_floating(x)]
         if not exact or not current().refuses_mixed_dtypes(error):
             raise
@@ -91,6 +103,23 @@ def call(function: Callable[..., Any], owner: str, data: dict[str, Any], named: 
             f"{owner} mixes dtypes by an operator, which this backend refuses: {got}. Integers and booleans arrive as they "
             f"are; write ops.subtract(a, b) for a - b (and ops.multiply, ops.greater, ...), or first ops.cast({exact[0]}, ...)."
         ) from error
+
+
+def refused_for_shapes(error: Exception) -> bool:
+    """Whether `error` is the backend's refusal to combine two shapes, as it came or as `call` has said it."""
+    cause = error.__cause__ if isinstance(error, ShapeError) else error
+    return isinstance(cause, Exception) and current().refuses_shapes(cause)
+
+
+def returned(value: Any, owner: str) -> Any:
+    """What a part's function returned.
+
+    Raises:
+        ReturnError: It is nothing.
+    """
+    if value is None:
+        raise ReturnError(f"{owner} returned None, where a tensor was expected; is a return missing?")
+    return value
 
 
 def align(y_true: Any, y_pred: Any, owner: str) -> tuple[Any, Any]:
@@ -168,6 +197,18 @@ def shape_fits(got: Any, expected: tuple[Any, ...]) -> bool:
     """Whether a shape is the expected one; a length that is not known fits any."""
     got = tuple(got)
     return len(got) == len(expected) and all(None in (g, e) or g == e for g, e in zip(got, expected, strict=True))
+
+
+def pass_mask(inputs: Any, outputs: Any, given: Any = None) -> None:
+    """Pass a mask on to the outputs that keep its axes: the one given to the call, or that of the inputs."""
+    masks = [*keras.tree.flatten(given), *map(private.get_keras_mask, keras.tree.flatten(inputs))]
+    mask = next((mask for mask in masks if mask is not None), None)
+    if mask is None:
+        return
+    for output in keras.tree.flatten(outputs):
+        fits = shape_fits(tuple(output.shape)[: len(mask.shape)], tuple(mask.shape))
+        if fits and private.get_keras_mask(output) is None:
+            private.set_keras_mask(output, mask)
 
 
 def weigh(values: Any, weights: Pair, owner: str) -> Any:
@@ -263,7 +304,7 @@ def refuse_broadcast(function: Callable[..., Any], y_true: Any, y_pred: Any, own
     try:
         made = private.compute_output_spec(function, *arguments)
     except Exception as error:
-        if len(true) >= len(pred) or not current().refuses_shapes(error):
+        if len(true) >= len(pred) or not refused_for_shapes(error):
             # Whatever it is, the call itself will say it of the data, if it is true of these.
             return
         raise ShapeError(

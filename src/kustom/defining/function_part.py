@@ -16,12 +16,13 @@ import keras
 from keras import ops
 
 from kustom.backends import keras as private
-from kustom.defining import data, naming
+from kustom.defining import calling, data, naming
 from kustom.defining.config import decode, encode
-from kustom.defining.constructing import refuse_networks, refuse_undecorated
+from kustom.defining.constructing import refuse_networks, refuse_undecorated, undecorated
 from kustom.defining.kinds import KINDS
-from kustom.defining.settings import MISSING, Setting, fill, hold, show, unknown_setting
+from kustom.defining.settings import MISSING, Setting, fill, hold, leaves, of_keras, show, unknown_setting
 from kustom.defining.sums import Ratio
+from kustom.defining.tracking import state_of
 from kustom.defining.versions import Versions
 from kustom.errors import (
     ConfigError,
@@ -86,6 +87,11 @@ class Definition:
         if len(names) < (least or 1):
             wanted = {"loss": "y_true, y_pred", "metric": "y_true, y_pred", "initializer": "shape, dtype"}.get(self.kind, "x")
             raise DefinitionError(f"{self.name} takes ({', '.join(names)}); a {self.kind} takes ({wanted}).")
+        if names == ["y_pred", "y_true"]:
+            raise DefinitionError(
+                f"{self.name} takes (y_pred, y_true); Keras gives a {self.kind} its targets first: "
+                f"def {self.name}(y_true, y_pred, ...)."
+            )
         if self.kind == "layer" and any(p.default is not MISSING for p in positional[1:]):
             late = next(p.name for p in positional[1:] if p.default is not MISSING)
             raise DefinitionError(f"{self.name} takes {late} by position, with a default; a setting is keyword-only.")
@@ -134,6 +140,22 @@ class Definition:
         inputs, rest = self.bind(args, kwargs)
         return inputs, {p.name: rest.get(p.name, None if p.default is MISSING else p.default) for p in self.call_arguments}
 
+    def check_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse a layer's call that has not one argument an input.
+
+        Raises:
+            UnknownSettingError: With the inputs that the layer takes, and what arrived.
+        """
+        inputs = [*args, *(value for name, value in kwargs.items() if name in self.data)]
+        if len(inputs) == len(self.data):
+            return
+        of_one = len(inputs) == 1 and isinstance(inputs[0], list | tuple)
+        arrived = f"one argument, a {type(inputs[0]).__name__} of {len(inputs[0])}" if of_one else str(len(inputs))
+        raise UnknownSettingError(
+            f"{self.name} takes {len(self.data)} input{'s' if len(self.data) > 1 else ''} ({', '.join(self.data)}) and was given "
+            f"{arrived}. Give each as an argument of its own: {self.name}(...)({', '.join(self.data)})."
+        )
+
     def settings_of(self, part: Any) -> dict[str, Any]:
         """What a part holds now."""
         return {name: getattr(part, name) for name in self.settings}
@@ -167,7 +189,8 @@ class Definition:
         """A metric's formula over its sums, with the settings that it names."""
         assert self.formula is not None
         names = inspect.signature(self.formula).parameters
-        return self.formula(**sums, **{n: v for n, v in self.settings_of(part).items() if n in names})
+        value = self.formula(**sums, **{n: v for n, v in self.settings_of(part).items() if n in names})
+        return data.returned(value, f"the formula of {self.name}")
 
     def check_sums(self, sums: Iterable[str]) -> None:
         """Refuse sums that the formula does not take, or that it could not tell from a setting.
@@ -233,7 +256,16 @@ class Definition:
         named = {p.name: call_arguments.get(p.name, None if p.default is MISSING else p.default) for p in self.call_arguments}
         if named.get("mask", 0) is None:
             named["mask"] = private.get_keras_mask(flat[0])
-        return self._call(inputs, {**settings, **named}, dtype)
+        given = leaves([settings, list(inputs.values())])
+        return calling.watched(
+            self,
+            named.get("training"),
+            lambda: self._call(inputs, {**settings, **named}, dtype),
+            self.function,
+            lambda: {id(variable) for leaf in given for variable in state_of(leaf)},
+            self.name,
+            of_function=True,
+        )
 
     def _beside_data(self, given: dict[str, Any]) -> dict[str, Any]:
         """Settings given beside data. A tensor passes as it is, so that it can be differentiated."""
@@ -248,7 +280,7 @@ class Definition:
     def _call(self, inputs: dict[str, Any], settings: dict[str, Any], dtype: str | None) -> Any:
         first = next((x for x in keras.tree.flatten(inputs) if hasattr(x, "dtype") and data.is_floating(x)), None)
         floating = dtype or (private.standardize_dtype(first.dtype) if first is not None else keras.config.floatx())
-        return data.call(self.function, self.name, inputs, data.setting_tensors(settings, floating))
+        return data.returned(data.call(self.function, self.name, inputs, data.setting_tensors(settings, floating)), self.name)
 
 
 class PartType(type):
@@ -326,6 +358,11 @@ def _init(definition: Definition) -> Callable[..., None]:
     def __init__(self: Any, **given: Any) -> None:
         common = {name: given.pop(name) for name in definition.common if name in given}
         refuse_tf_keras(*given.values())
+        part = next(base for base in type(self).__mro__ if "definition" in vars(base))
+        unknown = next((name for name in given if name not in definition.settings), None)
+        if unknown is not None and undecorated(type(self), part):
+            names = [*definition.settings, *definition.common]
+            raise UnknownSettingError(unknown_setting(type(self).__name__, unknown, names) + undecorated(type(self), part))
         values = fill(definition.settings, given, definition.name, also=definition.common)
         refuse_networks(type(self), values.values(), kind="activation" if definition.kind == "activation" else None)
         if definition.kind in ("loss", "metric"):
@@ -358,8 +395,8 @@ def _layer_call(definition: Definition) -> Callable[..., Any]:
 
 
 def _repr(self: Any) -> str:
-    settings = ", ".join(f"{name}={show(value)}" for name, value in self.definition.settings_of(self).items())
-    return f"{self.definition.name}({settings})"
+    held = {**self.definition.settings_of(self), **of_keras(self, self.definition.name)}
+    return f"{self.definition.name}({', '.join(f'{name}={show(value)}' for name, value in held.items())})"
 
 
 @hide_frames

@@ -19,9 +19,10 @@ import numpy as np
 from keras import ops
 
 from kustom.backends import keras as private
-from kustom.defining import data
+from kustom.defining import building, calling, data
 from kustom.defining.config import same
 from kustom.defining.sums import Ratio, Sums
+from kustom.defining.tracking import held_variables
 from kustom.errors import ReturnError, ShapeError, hide_frames
 
 __all__ = ["KINDS", "CheckedLoss", "folded_seeds"]
@@ -36,6 +37,7 @@ class CheckedLoss(keras.losses.Loss):
             pair = data.pair(y_true, y_pred, sample_weight, self.dtype, self.name)
             data.refuse_broadcast(self.call, pair.y_true, pair.y_pred, self.name)
             values = data.call(self.call, self.name, {"y_true": pair.y_true, "y_pred": pair.y_pred}, {})
+            values = data.returned(values, self.name)
             values, averaged = _one_value_a_sample(values, pair, self.name)
             weights = data.weigh(values, pair, self.name)
             if weights is not None:
@@ -333,22 +335,32 @@ class FunctionLayer(keras.layers.Layer):
         # There are no weights to build, and Keras warns of a layer that is never built.
         self.built = True
 
+    @hide_frames
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.definition.check_inputs(args, kwargs)
+        return super().__call__(*args, **kwargs)
+
     def call(self, *args: Any, **kwargs: Any) -> Any:
         inputs, named = self.definition.bind_call(args, kwargs)
         if "seed" in self.definition.settings:
             named["seed"] = self._generator
-        outputs = self.definition.compute(self, inputs, self.compute_dtype, named)
-        mask = next((m for x in keras.tree.flatten(inputs) if (m := private.get_keras_mask(x)) is not None), None)
-        if mask is not None:
-            for output in keras.tree.flatten(outputs):
-                fits = data.shape_fits(tuple(output.shape)[: len(mask.shape)], tuple(mask.shape))
-                if fits and private.get_keras_mask(output) is None:
-                    private.set_keras_mask(output, mask)
+        outputs = calling.watched(
+            self,
+            named.get("training"),
+            lambda: self.definition.compute(self, inputs, self.compute_dtype, named),
+            self.definition.function,
+            lambda: held_variables(self),
+            self.definition.name,
+            of_function=True,
+        )
+        data.pass_mask(inputs, outputs)
         return outputs
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         # `call` has set it, where it fits; here the output is not known.
         return None
+
+    compute_output_shape = building.output_shape
 
     def build(self, input_shape: Any) -> None:
         self.built = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import types
 import typing
 from collections.abc import Callable
 from typing import Any, TypeVar, dataclass_transform, overload
@@ -120,6 +121,7 @@ def _make(cls: Any, names: dict[str, Any], package: Any, formerly: Any, versions
     if family is None:
         known = ", ".join(base.__name__ for base in _FAMILIES)
         raise DefinitionError(f"{cls.__qualname__} derives from none of Keras's {known}; a part is one of them.")
+    _refuse_reversed(cls)
     naming.refuse_closure(cls)
     own = _own_fields(cls, names)
     inherited: dict[str, Setting] = {}
@@ -133,6 +135,17 @@ def _make(cls: Any, names: dict[str, Any], package: Any, formerly: Any, versions
     classes.install(cls)
     naming.register(cls, definition=cls, family=family, package=package, formerly=formerly, default=cls)
     return cls
+
+
+def _refuse_reversed(cls: type) -> None:
+    """Refuse a loss or metric whose author takes for the predictions what Keras gives as the targets."""
+    for base, name in ((keras.losses.Loss, "call"), (keras.metrics.Metric, "update_state")):
+        written = vars(cls).get(name) if issubclass(cls, base) else None
+        if isinstance(written, types.FunctionType) and [*inspect.signature(written).parameters][1:3] == ["y_pred", "y_true"]:
+            raise DefinitionError(
+                f"{cls.__qualname__}.{name} takes (y_pred, y_true); Keras gives the targets first: "
+                f"def {name}(self, y_true, y_pred, ...)."
+            )
 
 
 def _own_fields(cls: type, names: dict[str, Any]) -> dict[str, Setting]:

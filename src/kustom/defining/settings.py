@@ -34,7 +34,7 @@ from kustom.errors import (
 )
 from kustom.typing import Converter
 
-__all__ = ["MISSING", "Setting", "field", "fill", "hold", "show"]
+__all__ = ["MISSING", "Setting", "field", "fill", "hold", "of_keras", "show"]
 
 MISSING: Any = inspect.Parameter.empty
 
@@ -183,6 +183,28 @@ def leaves(value: Any) -> Iterator[Any]:
             yield from leaves(item)
     else:
         yield value
+
+
+def of_keras(part: Any, name: str | None) -> dict[str, Any]:
+    """Of Keras's own arguments, those that are not the default, as a `repr` shows them.
+
+    Args:
+        part: A part.
+        name: What a loss or metric is called where it is told nothing; None where that is not known.
+    """
+    shown: dict[str, Any] = {}
+    if isinstance(part, keras.losses.Loss | keras.metrics.Metric):
+        # The name of a layer is nearly always Keras's own numbering.
+        if name is not None and part.name != name:
+            shown["name"] = part.name
+        reduction = getattr(part, "reduction", "sum_over_batch_size")
+        if reduction != "sum_over_batch_size":
+            shown["reduction"] = reduction
+        if part.dtype != keras.config.floatx():
+            shown["dtype"] = part.dtype
+    elif isinstance(part, keras.layers.Layer) and part.dtype_policy.name != keras.config.dtype_policy().name:
+        shown["dtype"] = part.dtype_policy.name
+    return shown
 
 
 def show(value: Any) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from kustom.backends import keras as private
 from kustom.errors import TrackingError
 
-__all__ = ["BUILT", "check_tracking"]
+__all__ = ["BUILT", "check_tracking", "held_variables", "state_of"]
 
 # Where a built part keeps the ids of the sublayers that it had then.
 BUILT = "_kustom_built"
@@ -60,6 +60,22 @@ def check_tracking(part: Any, *, late: bool = False) -> None:
             private.track(part, obj)
             known.add(id(obj))
     private.name_nested(part)
+
+
+def state_of(obj: Any) -> list[keras.Variable]:
+    """The variables of a layer, metric or seed generator, or the variable itself; none of anything else."""
+    if isinstance(obj, keras.layers.Layer):
+        return [*obj.variables, *obj.metrics_variables]
+    if isinstance(obj, keras.metrics.Metric):
+        return list(obj.variables)
+    if isinstance(obj, keras.random.SeedGenerator):
+        return [obj.state]
+    return [obj] if isinstance(obj, keras.Variable) else []
+
+
+def held_variables(part: Any) -> set[int]:
+    """The ids of all variables that the attributes of a part reach, whether or not Keras saves them there."""
+    return {id(variable) for obj in (part, *(obj for _, obj, _ in _reachable(part))) for variable in state_of(obj)}
 
 
 _STATE = (keras.layers.Layer, keras.metrics.Metric, keras.Variable, keras.random.SeedGenerator)
