@@ -134,7 +134,7 @@ CASES: dict[str, Case] = {
     "Conv2D-groups": Case(of("Conv2D", 4, 2, groups=2, activation="tanh"), (IMAGE,)),
     "Conv3D": Case(of("Conv3D", 2, 2), (VIDEO,)),
     "Conv1DTranspose": Case(of("Conv1DTranspose", 3, 2, strides=2), (SERIES,)),
-    "Conv2DTranspose": Case(of("Conv2DTranspose", 2, 3, strides=2, padding="same"), (IMAGE,)),
+    "Conv2DTranspose": Case(of("Conv2DTranspose", 2, 3, strides=2), (IMAGE,)),
     "Conv3DTranspose": Case(of("Conv3DTranspose", 2, 2), (VIDEO,)),
     "DepthwiseConv1D": Case(of("DepthwiseConv1D", 2, depth_multiplier=2), (SERIES,)),
     "DepthwiseConv2D": Case(of("DepthwiseConv2D", 3, depth_multiplier=2), (IMAGE,)),
