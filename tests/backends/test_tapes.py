@@ -16,7 +16,7 @@ from kustom import errors
 from kustom.backends import current
 
 BACKEND = keras.backend.backend()
-jax_only = pytest.mark.skipif(BACKEND != "jax", reason="of JAX")
+jax_only = pytest.mark.skipif(BACKEND != "jax", reason="it looks at JAX's own traces")
 
 
 @jax_only
@@ -92,7 +92,7 @@ def test_a_trace_without_the_interface_is_refused_by_name(monkeypatch):
         kustom.GradientTape()
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow")
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="moments are wrong on TensorFlow alone")
 def test_keras_computes_moments_where_the_tape_looks():
     from keras.src.backend.tensorflow import nn
 
@@ -102,7 +102,7 @@ def test_keras_computes_moments_where_the_tape_looks():
     assert nn._compute_moments is before
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="of torch")
+@pytest.mark.skipif(BACKEND != "torch", reason="it looks at torch's own graph")
 def test_nodes_of_torch_are_numbered():
     import torch
 

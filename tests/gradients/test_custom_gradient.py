@@ -5,24 +5,13 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+from arrays import array, close, tensor
 from keras import ops
 
 import kustom
 from kustom import errors
 
 BACKEND = keras.backend.backend()
-
-
-def array(x):
-    return ops.convert_to_numpy(x)
-
-
-def tensor(x, dtype="float32"):
-    return ops.convert_to_tensor(np.asarray(x, dtype))
-
-
-def close(x, expected, **tolerances):
-    np.testing.assert_allclose(array(x), expected, **{"rtol": 1e-5, "atol": 1e-6, **tolerances})
 
 
 @kustom.custom_gradient

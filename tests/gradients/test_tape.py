@@ -11,6 +11,7 @@ import weakref
 import keras
 import numpy as np
 import pytest
+from arrays import array, close, tensor
 from keras import ops
 
 import kustom
@@ -19,18 +20,6 @@ from kustom.backends import keras as private
 from kustom.gradients import tape as tape_module
 
 BACKEND = keras.backend.backend()
-
-
-def array(x):
-    return None if x is None else ops.convert_to_numpy(x)
-
-
-def tensor(x, dtype="float32"):
-    return ops.convert_to_tensor(np.asarray(x, dtype))
-
-
-def close(x, expected, **tolerances):
-    np.testing.assert_allclose(array(x), expected, **{"rtol": 1e-5, "atol": 1e-6, **tolerances})
 
 
 def f(w1, w2):

@@ -7,6 +7,7 @@ import inspect
 import keras
 import numpy as np
 import pytest
+from arrays import array, close, tensor
 from keras import ops
 
 import kustom
@@ -14,18 +15,6 @@ from kustom import errors
 
 BACKEND = keras.backend.backend()
 RNG = np.random.default_rng(0)
-
-
-def array(x):
-    return ops.convert_to_numpy(x)
-
-
-def tensor(x, dtype="float32"):
-    return ops.convert_to_tensor(np.asarray(x, dtype))
-
-
-def close(x, expected, **tolerances):
-    np.testing.assert_allclose(array(x), expected, **{"rtol": 1e-5, "atol": 1e-6, **tolerances})
 
 
 def cube(x):

@@ -33,6 +33,7 @@ from keras.src.utils.python_utils import is_default
 __all__ = [
     "RESERVED",
     "ROOTS",
+    "Exchange",
     "add_state",
     "backend_module",
     "compute_output_spec",
@@ -320,6 +321,53 @@ def backend_module(name: str) -> ModuleType:
     return importlib.import_module(f"keras.src.backend.{backend.backend()}.{name}")
 
 
+_lock = threading.Lock()
+
+
+class Exchange:
+    """An attribute of Keras's that is another for as long as anybody, in whatever thread, has this context open.
+
+    Code that has no use for it runs Keras's own. What stands there meanwhile is asked by every thread, and looks at `here`.
+
+    Args:
+        owner: The class or module that has the attribute.
+        name: The attribute.
+        other: Makes what is to stand there from what does.
+    """
+
+    def __init__(self, owner: Any, name: str, other: Callable[[Any], Any]) -> None:
+        self._owner, self._name, self._other = owner, name, other
+        self._thread = threading.local()
+        # How many have it open in all threads, and what stood there of the owner's own.
+        self._open = 0
+        self._kept: Any = None
+
+    @property
+    def here(self) -> bool:
+        """Whether this thread has it open."""
+        return bool(getattr(self._thread, "depth", 0))
+
+    def __enter__(self) -> None:
+        self._thread.depth = getattr(self._thread, "depth", 0) + 1
+        with _lock:
+            self._open += 1
+            if self._open == 1:
+                self._kept = vars(self._owner).get(self._name)
+                setattr(self._owner, self._name, self._other(getattr(self._owner, self._name)))
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.depth -= 1
+        with _lock:
+            self._open -= 1
+            if self._open:
+                return
+            if self._kept is None:
+                # It was inherited.
+                delattr(self._owner, self._name)
+            else:
+                setattr(self._owner, self._name, self._kept)
+
+
 Reader = Callable[[keras.Variable, Any], Any]
 
 
@@ -329,43 +377,23 @@ class _Readers(threading.local):
 
 
 _readers = _Readers()
-_lock = threading.Lock()
-# How many readers there are in all threads, and what stood in the property's place.
-_listening = 0
-_kept: list[Any] = []
 
 
 def listen(reader: Reader) -> None:
-    """From now on `reader(variable, value)` says what a read of a variable in this thread gives, before any cast.
-
-    The property is exchanged until the last reader has gone, so that code which has no use for it runs Keras's own.
-    """
-    global _listening
+    """From now on `reader(variable, value)` says what a read of a variable in this thread gives, before any cast."""
     _readers.all.append(reader)
-    with _lock:
-        _listening += 1
-        if _listening == 1:
-            _exchange()
+    _reading.__enter__()
 
 
 def unlisten(reader: Reader) -> None:
     """Undo one `listen` of this thread."""
-    global _listening
     _readers.all.remove(reader)
-    with _lock:
-        _listening -= 1
-        if not _listening:
-            kept = _kept.pop()
-            if kept is None:
-                del keras.Variable.value
-            else:
-                keras.Variable.value = kept
+    _reading.__exit__()
 
 
-def _exchange() -> None:
-    plain = keras.Variable.value
+def _told_value(plain: property) -> property:
     fget, readers = plain.fget, _readers
-    _kept.append(vars(keras.Variable).get("value"))
+    assert fget is not None
 
     def value(self: Any) -> Any:
         held = stored(self)
@@ -376,7 +404,10 @@ def _exchange() -> None:
             told = reader(self, told)
         return fget(self) if told is held else self._maybe_autocast(told)
 
-    keras.Variable.value = property(value, doc=plain.__doc__)
+    return property(value, doc=plain.__doc__)
+
+
+_reading = Exchange(keras.Variable, "value", _told_value)
 
 
 def told(variable: keras.Variable) -> Any:
@@ -410,43 +441,24 @@ class _Makers(threading.local):
 
 
 _makers = _Makers()
-# How many watch in all threads, and what stood in the constructor's place.
-_watching = 0
-_kept_init: list[Any] = []
 
 
 @contextlib.contextmanager
 def makes() -> Iterator[list[keras.Variable]]:
-    """The variables that this thread makes inside; not the state of the seed that Keras itself keeps for all.
-
-    The constructor is exchanged until the last one who watches has gone.
-    """
-    global _watching
+    """The variables that this thread makes inside; not the state of the seed that Keras itself keeps for all."""
     made: list[keras.Variable] = []
     _makers.all.append(made)
-    with _lock:
-        _watching += 1
-        if _watching == 1:
-            _exchange_init()
     try:
-        yield made
+        with _making:
+            yield made
     finally:
         _makers.all.pop()
-        with _lock:
-            _watching -= 1
-            if not _watching:
-                kept = _kept_init.pop()
-                if kept is None:
-                    del keras.Variable.__init__
-                else:
-                    keras.Variable.__init__ = kept
         everyones = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
         made[:] = [variable for variable in made if everyones is None or variable is not everyones.state]
 
 
-def _exchange_init() -> None:
-    plain, makers = keras.Variable.__init__, _makers
-    _kept_init.append(vars(keras.Variable).get("__init__"))
+def _noted_init(plain: Callable[..., None]) -> Callable[..., None]:
+    makers = _makers
 
     @functools.wraps(plain)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -454,7 +466,10 @@ def _exchange_init() -> None:
         for made in makers.all:
             made.append(self)
 
-    keras.Variable.__init__ = __init__
+    return __init__
+
+
+_making = Exchange(keras.Variable, "__init__", _noted_init)
 
 
 class _Widths(dict[str, str]):

@@ -17,6 +17,7 @@ from keras import ops
 
 from kustom.backends import current
 from kustom.backends import keras as private
+from kustom.defining.data import is_floating
 from kustom.errors import GradientError, hide_frames
 
 __all__ = ["custom_gradient"]
@@ -179,7 +180,7 @@ def _takes_each(gradient: Callable[..., Any], many: int) -> bool:
 
 
 def _is_floating(x: Any) -> bool:
-    return ops.is_tensor(x) and private.is_float_dtype(private.standardize_dtype(x.dtype))
+    return ops.is_tensor(x) and is_floating(x)
 
 
 def _packed(structure: Any, flat: list[Any]) -> Any:

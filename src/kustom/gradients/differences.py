@@ -18,6 +18,7 @@ from keras import ops
 
 from kustom.backends import current
 from kustom.backends import keras as private
+from kustom.defining.data import is_floating
 from kustom.errors import GradientError
 from kustom.gradients.tape import GradientTape
 
@@ -276,4 +277,4 @@ def _double(x: Any) -> np.ndarray:
 
 def _array(x: Any) -> np.ndarray:
     array = ops.convert_to_numpy(x)
-    return array.astype("float64") if private.is_float_dtype(private.standardize_dtype(x.dtype)) else array
+    return array.astype("float64") if is_floating(x) else array

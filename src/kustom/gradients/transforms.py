@@ -17,6 +17,7 @@ from keras import ops
 
 from kustom.backends import current
 from kustom.backends import keras as private
+from kustom.defining.data import is_floating
 from kustom.errors import GradientError, hide_frames
 from kustom.gradients.tape import GradientTape, is_recorded
 
@@ -68,8 +69,8 @@ def value_and_grad(
     @_like(f)
     def both(*args: Any, **kwargs: Any) -> Any:
         value, aux, pulled = choice.run(args, kwargs, has_aux)
-        target = _scalar(value, choice.name)
-        gradients = choice.packed(pulled, pulled.gradient(target))
+        _refuse_no_scalar(value, choice.name)
+        gradients = choice.packed(pulled, pulled.gradient())
         if not choice.positions and not is_recorded():
             # A training step's: who keeps the value keeps no graph.
             value, aux = _detached(value), keras.tree.map_structure(_detached, aux)
@@ -141,7 +142,7 @@ def jacobian(f: Callable[..., Any], argnums: Argnums = _FIRST, variables: Any = 
         flat = keras.tree.flatten(value)
         found = []
         for index, target in enumerate(flat):
-            rows = pulled.jacobian(index) if _is_floating(target) else [None] * len(pulled.sources)
+            rows = pulled.jacobian(index) if is_floating(target) else [None] * len(pulled.sources)
             shaped = [
                 None if row is None else ops.reshape(row, (*ops.shape(target), *ops.shape(source)))
                 for row, source in zip(rows, pulled.sources, strict=True)
@@ -230,7 +231,7 @@ def hvp(f: Callable[..., Any], argnums: Argnums = _FIRST, variables: Any = None,
         if got != expected:
             raise GradientError(f"the vector has the shapes {got}; what is differentiated by has {expected}.")
         seeds = [ops.cast(v, _dtype(g)) for v, g in zip(flat, gradients, strict=True) if g is not None]
-        found = pulled.gradient([g for g in gradients if g is not None], seeds) if seeds else [None] * len(flat)
+        found = pulled.gradient(seeds) if seeds else [None] * len(flat)
         zeros = [ops.zeros(ops.shape(x), dtype=_dtype(x)) if g is None else g for g, x in zip(found, pulled.sources, strict=True)]
         result = choice.packed(pulled, zeros)
         return (result, aux) if has_aux else result
@@ -299,11 +300,11 @@ class _Choice:
 
     def run_gradient(self, args: tuple[Any, ...], kwargs: dict[str, Any], has_aux: bool) -> Any:
         """Call the function's gradient; return it flat, what the function returned beside, and its own derivatives."""
-        inner = _Choice(self.f, self.positions or _FIRST, self.variables)
 
         def gradients(*args: Any, **kwargs: Any) -> Any:
-            value, aux, pulled = inner.run(args, kwargs, has_aux)
-            flat = pulled.gradient(_scalar(value, self.name))
+            value, aux, pulled = self.run(args, kwargs, has_aux)
+            _refuse_no_scalar(value, self.name)
+            flat = pulled.gradient()
             links[:] = [each is not None for each in flat]
             return [each for each in flat if each is not None], aux
 
@@ -338,12 +339,12 @@ class _Derivatives:
         self._gradient = gradient
         self._jacobian = jacobian
 
-    def gradient(self, targets: list[Any], seeds: list[Any] | None = None) -> list[Any]:
+    def gradient(self, seeds: list[Any] | None = None) -> list[Any]:
         """The gradient of the sum of all targets, each weighed by its seed (None: ones)."""
-        return self._gradient(seeds or [None] * len(targets))
+        return self._gradient(seeds or [None] * len(self.targets))
 
     def jacobian(self, index: int) -> list[Any]:
-        """The derivatives of each entry of one target: shapes `(target.size, *source.shape)`, or None."""
+        """The derivatives of each entry of one target, in an order to be shaped `(*target.shape, *source.shape)`, or None."""
         return self._jacobian(index)
 
     def spread(self, links: list[bool]) -> _Derivatives:
@@ -372,15 +373,7 @@ def _derivatives(call: Any, inputs: list[Any], variables: list[keras.Variable]) 
         weights = [ops.ones_like(t) if s is None else s for t, s in zip(targets, seeds, strict=True)]
         return tape.gradient(targets, sources, output_gradients=weights)
 
-    def rows(index: int) -> list[Any]:
-        target = targets[index]
-        size = 1
-        for length in target.shape:
-            size *= length
-        found = tape.jacobian(target, sources)
-        return [None if each is None else ops.reshape(each, (size, *ops.shape(x))) for each, x in zip(found, sources, strict=True)]
-
-    return _Derivatives(targets, aux, sources, gradient, rows)
+    return _Derivatives(targets, aux, sources, gradient, lambda index: tape.jacobian(targets[index], sources))
 
 
 def _like(f: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -397,13 +390,12 @@ def _like(f: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[...,
     return decorator
 
 
-def _scalar(value: Any, name: str) -> list[Any]:
+def _refuse_no_scalar(value: Any, name: str) -> None:
     if not _is_tensor(value) or len(value.shape) != 0:
         got = f"the shape {tuple(value.shape)}" if _is_tensor(value) else type(value).__name__
         raise GradientError(
             f"{name} returned {got}, where a scalar tensor was expected. Take the mean or the sum; for each entry: jacobian()."
         )
-    return [value]
 
 
 def _detached(x: Any) -> Any:
@@ -416,10 +408,6 @@ def _plain(structure: Any) -> Any:
 
 def _is_tensor(x: Any) -> bool:
     return ops.is_tensor(x) or isinstance(x, keras.Variable)
-
-
-def _is_floating(x: Any) -> bool:
-    return private.is_float_dtype(_dtype(x))
 
 
 def _dtype(x: Any) -> str:

@@ -398,9 +398,10 @@ class _Pulled:
         for i, target in enumerate(self.targets):
             if i in seeds:
                 cotangents.append(jnp.ones_like(target) if seeds[i] is None else _turned(seeds[i]))
+            elif is_differentiable(target):
+                cotangents.append(jnp.zeros_like(target))
             else:
-                dtype = target.dtype if is_differentiable(target) else jax.dtypes.float0
-                cotangents.append(np.zeros(target.shape, dtype) if dtype == jax.dtypes.float0 else jnp.zeros_like(target))
+                cotangents.append(np.zeros(target.shape, jax.dtypes.float0))
         inputs, variables = self._pull(cotangents)
         links = linked(self._pull)
         by = set().union(*(links[i] for i in seeds))

@@ -95,12 +95,13 @@ def _pull(pull: Any, many: bool, cotangents: list[Any], wants: tuple[bool, ...],
     zeros = [aval.to_ct_aval() for aval in avals]
     filled = [ad.Zero(zero) if ct is None else ct for ct, zero in zip(cotangents, zeros, strict=True)]
     try:
-        found = pull(list(filled) if many else filled[0])
+        found = pull(filled if many else filled[0])
     except ValueError as error:
         if "Expected cotangent type" not in str(error):
             raise
         # JAX 0.10 mistakes a symbolic zero for those results of a scan that are its carries, stacked.
-        found = pull([jnp.zeros(zero.shape, zero.dtype) if ct is None else ct for ct, zero in zip(cotangents, zeros, strict=True)])
+        filled = [jnp.zeros(zero.shape, zero.dtype) if ct is None else ct for ct, zero in zip(cotangents, zeros, strict=True)]
+        found = pull(filled if many else filled[0])
     return [gradient if want else None for gradient, want in zip(found, wants, strict=True)]
 
 

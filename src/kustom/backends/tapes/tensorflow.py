@@ -8,7 +8,6 @@ a LayerNormalization): while a recording is on, its thread computes moments with
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -50,7 +49,7 @@ class Recording:
     def start(self) -> None:
         """Record what this thread computes from now on."""
         stack = contextlib.ExitStack()
-        stack.enter_context(_right_moments())
+        stack.enter_context(_right_moments)
         stack.enter_context(self._tape)
         self._on.append(stack)
 
@@ -163,37 +162,19 @@ def _plain(gradient: Any) -> Any:
     return tf.convert_to_tensor(gradient) if isinstance(gradient, tf.IndexedSlices) else gradient
 
 
-_lock = threading.Lock()
-_recording = threading.local()
-_recordings = 0
-_nn: Any = private.backend_module("nn")
-_plain_moments = _nn._compute_moments
+def _moments(plain: Callable[..., Any]) -> Callable[..., Any]:
+    def moments(x: Any, axes: Any, keepdims: bool) -> Any:
+        if not _right_moments.here:
+            return plain(x, axes, keepdims)
+        mean = tf.reduce_mean(x, axes, keepdims=True)
+        variance = tf.reduce_mean(tf.math.squared_difference(x, mean), axes, keepdims=True)
+        return (mean, variance) if keepdims else (tf.squeeze(mean, axes), tf.squeeze(variance, axes))
+
+    return moments
 
 
-@contextlib.contextmanager
-def _right_moments() -> Iterator[None]:
-    """Have Keras's moments, in this thread, differentiate right to any order."""
-    global _recordings
-    with _lock:
-        _recordings += 1
-        _nn._compute_moments = _moments
-    _recording.depth = getattr(_recording, "depth", 0) + 1
-    try:
-        yield
-    finally:
-        _recording.depth -= 1
-        with _lock:
-            _recordings -= 1
-            if not _recordings:
-                _nn._compute_moments = _plain_moments
-
-
-def _moments(x: Any, axes: Any, keepdims: bool) -> Any:
-    if not getattr(_recording, "depth", 0):
-        return _plain_moments(x, axes, keepdims)
-    mean = tf.reduce_mean(x, axes, keepdims=True)
-    variance = tf.reduce_mean(tf.math.squared_difference(x, mean), axes, keepdims=True)
-    return (mean, variance) if keepdims else (tf.squeeze(mean, axes), tf.squeeze(variance, axes))
+# Keras's moments, which in a thread that has this open differentiate right to any order.
+_right_moments = private.Exchange(private.backend_module("nn"), "_compute_moments", _moments)
 
 
 def fresh(x: Any) -> Any:

@@ -101,7 +101,7 @@ class Recording:
             stack.enter_context(saved_tensors_hooks(self._pack, _unpack))
         if others or private.in_layer_call():
             # What is recorded here will be differentiated once more.
-            stack.enter_context(_differentiable_attention())
+            stack.enter_context(_differentiable_attention)
         self._scopes.append(stack)
         self._spans.append([_next_number(), None])
 
@@ -372,6 +372,7 @@ def _key(edge: GradientEdge) -> tuple[Any, int]:
     return (edge.node, edge.output_nr)
 
 
+_lock = threading.Lock()
 _borrowers: dict[int, list[Any]] = {}
 
 
@@ -441,7 +442,7 @@ class _Transformed:
 def fresh(x: Any) -> Any:
     """The same value as another tensor, with the gradient of `x`: one that is given twice is then two."""
     with torch.enable_grad():
-        return x.view_as(x) if x.requires_grad or in_transform() else x.detach()
+        return x.view_as(x) if x.requires_grad else x.detach()
 
 
 def pulled(f: Callable[..., Any], inputs: list[Any], variables: list[keras.Variable]) -> _Transformed | None:
@@ -505,33 +506,15 @@ def detached(x: Any) -> Any:
     return x.detach()
 
 
-_lock = threading.Lock()
-_twice = threading.local()
-_threads = 0
-_nn: Any = private.backend_module("nn")
-_plain_attention = _nn.dot_product_attention
+def _attention(plain: Callable[..., Any]) -> Callable[..., Any]:
+    def attention(*args: Any, **kwargs: Any) -> Any:
+        if not _differentiable_attention.here:
+            return plain(*args, **kwargs)
+        with torch.nn.attention.sdpa_kernel([torch.nn.attention.SDPBackend.MATH]):
+            return plain(*args, **{**kwargs, "flash_attention": False})
+
+    return attention
 
 
-@contextlib.contextmanager
-def _differentiable_attention() -> Iterator[None]:
-    """Have Keras's attention, in this thread, compute in a way that can be differentiated twice: torch's fused kernels cannot."""
-    global _threads
-    with _lock:
-        _threads += 1
-        _nn.dot_product_attention = _attention
-    _twice.depth = getattr(_twice, "depth", 0) + 1
-    try:
-        yield
-    finally:
-        _twice.depth -= 1
-        with _lock:
-            _threads -= 1
-            if not _threads:
-                _nn.dot_product_attention = _plain_attention
-
-
-def _attention(*args: Any, **kwargs: Any) -> Any:
-    if not getattr(_twice, "depth", 0):
-        return _plain_attention(*args, **kwargs)
-    with torch.nn.attention.sdpa_kernel([torch.nn.attention.SDPBackend.MATH]):
-        return _plain_attention(*args, **{**kwargs, "flash_attention": False})
+# Keras's attention, which in a thread that has this open can be differentiated twice: torch's fused kernels cannot.
+_differentiable_attention = private.Exchange(private.backend_module("nn"), "dot_product_attention", _attention)
