@@ -56,6 +56,7 @@ __all__ = [
     "metrics_of",
     "name_nested",
     "open_scope",
+    "own_value",
     "reads",
     "reduce_weighted_values",
     "register",
@@ -299,6 +300,11 @@ def stored(variable: keras.Variable) -> Any:
     scope = get_stateless_scope()
     value = scope.get_current_value(variable) if scope is not None else None
     return variable._value if value is None else value
+
+
+def own_value(variable: keras.Variable) -> Any:
+    """The value that `variable` has outside of every stateless scope, before any cast; None before it is initialized."""
+    return variable._value
 
 
 def open_scope() -> keras.StatelessScope | None:

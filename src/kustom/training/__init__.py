@@ -1,0 +1,1 @@
+"""Train: a step is a function of state, and the state is found, not passed."""
