@@ -11,16 +11,20 @@ import functools
 import os
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 __all__ = [
     "BackendError",
+    "BranchError",
     "BuildError",
     "ClosureError",
     "ConfigError",
     "DefinitionError",
     "DtypeMixError",
+    "EagerWarning",
+    "FunctionError",
     "GradientCheckError",
     "GradientError",
     "GradientWarning",
@@ -28,11 +32,13 @@ __all__ = [
     "MissingSettingError",
     "NameClashError",
     "ReservedNameError",
+    "RetraceWarning",
     "ReturnError",
     "SettingError",
     "ShapeError",
     "TapeError",
     "TfKerasError",
+    "TracerWarning",
     "TrackingError",
     "UnknownSettingError",
     "UnsavableSettingError",
@@ -156,6 +162,14 @@ class ReturnError(KustomError, TypeError):
     """
 
 
+class BranchError(KustomError, RuntimeError):
+    """A compiled step does inside a branch or a body what cannot be carried out of it.
+
+    Wrong: `ops.vectorized_map(f, x)` where `f` assigns to a variable, which would then have one value an entry.
+    Right: assign outside, from what it returns; or `ops.map`, which goes from one entry to the next.
+    """
+
+
 class BuildError(KustomError, ValueError):
     """A layer or model was built, but some of its weights were not; they would come back from a file as fresh ones.
 
@@ -227,6 +241,36 @@ class GradientWarning(KustomError, UserWarning):
     """
 
 
+class FunctionError(KustomError, TypeError):
+    """A function was given to be compiled, or was called, in a way that cannot be.
+
+    Wrong: `kustom.function(model.fit(x, y))`. Right: `kustom.function(step)`.
+    """
+
+
+class EagerWarning(KustomError, UserWarning):
+    """A step needs a value to go on, so that it runs as plain Python, many times slower.
+
+    Wrong: `if loss > 1: weight.assign(0.5)`.
+    Right: `weight.assign(ops.where(loss > 1, 0.5, weight))`, or `ops.cond`.
+    """
+
+
+class RetraceWarning(KustomError, UserWarning):
+    """A function is traced again and again, which costs more than it saves.
+
+    Wrong: batches of many sizes; text that counts up as an argument; a Python attribute that changes with each call.
+    Right: batches of one size, numbers and tensors as arguments, state in variables.
+    """
+
+
+class TracerWarning(KustomError, UserWarning):
+    """A tensor was kept in an attribute while a step was traced, when it has no value; the attribute was put back.
+
+    Wrong: `self.last_loss = loss` in a compiled step. Right: `self.last_loss.assign(loss)`, a variable; or return it.
+    """
+
+
 class TfKerasError(KustomError, TypeError):
     """An object of `tf_keras` (Keras 2) was given; kustom makes parts of Keras 3, and the two do not mix.
 
@@ -240,6 +284,14 @@ def refuse_tf_keras(*objects: Any) -> None:
         for cls in (obj if isinstance(obj, type) else type(obj)).__mro__:
             if cls.__module__.split(".")[0] == "tf_keras":
                 raise TfKerasError(f"{cls.__module__}.{cls.__name__} is of tf_keras (Keras 2); use its twin in `keras`.")
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn, with the line of the caller outside of kustom."""
+    level, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def hide_frames(function: _F) -> _F:
