@@ -133,12 +133,16 @@ class Compiled(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if is_recorded() or _is_traced():
             return self._f(*args, **kwargs)
-        entry, leaves = self.entry(args, kwargs)
-        return entry.unpacked(entry.program.run(leaves))
+        call = self.arguments(args, kwargs)
+        entry = self.entry(call)
+        return entry.result.unpack(entry.program.run(entry.tensors(call)))
 
-    def entry(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Entry, list[Any]]:
-        """The program for a call and the tensors to give it; traced where there is none yet."""
-        call = _Call(args, kwargs, self._static_places(args, kwargs))
+    def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        """The arguments of a call, told apart."""
+        return Arguments(args, kwargs, self._static_places(args, kwargs))
+
+    def entry(self, call: Arguments) -> Entry:
+        """The program for such a call; traced where there is none yet, or none that still fits."""
         entries = self._entries.setdefault(call.key, [])
         for entry in entries:
             if entry.guards.hold():
@@ -146,7 +150,7 @@ class Compiled(Generic[P, R]):
         else:
             entry = self._traced(call)
             entries.append(entry)
-        return entry, call.widened() if entry.widened else call.leaves
+        return entry
 
     def _static_places(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[Any]:
         if self._signature is None:
@@ -154,7 +158,7 @@ class Compiled(Generic[P, R]):
         names = list(self._signature.parameters)[: len(args)]
         return {(0, i) for i, name in enumerate(names) if name in self._static} | {(1, k) for k in kwargs if k in self._static}
 
-    def _traced(self, call: _Call) -> Entry:
+    def _traced(self, call: Arguments) -> Entry:
         self.traces += 1
         if self.traces > _OFTEN and not self._warned:
             self._warned = True
@@ -194,7 +198,7 @@ class Compiled(Generic[P, R]):
             )
         return Entry(program, result, Guards(roots, before, program.variables), widened)
 
-    def _program(self, flat: Callable[[list[Any]], list[Any]], call: _Call) -> tuple[Any, bool]:
+    def _program(self, flat: Callable[[list[Any]], list[Any]], call: Arguments) -> tuple[Any, bool]:
         lifting = current("lifting")
         try:
             return lifting.Program(flat, call.leaves, compiler=self.compiler), False
@@ -231,11 +235,12 @@ class Entry:
         self.program = program
         self.result = result
         self.guards = guards
+        self.reached = guards.reached
         self.widened = widened
 
-    def unpacked(self, outs: list[Any]) -> Any:
-        """A call's results in their structure."""
-        return self.result.unpack(outs)
+    def tensors(self, call: Arguments) -> list[Any]:
+        """What the program is to be given for a call."""
+        return call.widened() if self.widened else call.leaves
 
 
 class _Result:
@@ -269,7 +274,7 @@ class _Form:
         return optree.tree_unflatten(self._tree, [next(found) if other is None else other[0] for other in self._others])
 
 
-class _Call:
+class Arguments:
     """The arguments of one call: the tensors among them, and a key of everything else."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], static: set[Any]) -> None:

@@ -168,7 +168,7 @@ class Guards:
     """
 
     def __init__(self, roots: Iterable[Any], before: dict[int, dict[str, Any]], variables: Iterable[keras.Variable]) -> None:
-        reached = Reached(*roots)
+        self.reached = reached = Reached(*roots)
         self._cells = [(cell, _held(cell)) for cell in reached.cells]
         self._globals = [(space, name, space[name]) for space, name in reached.globals]
         self._spaces = []

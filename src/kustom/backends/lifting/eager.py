@@ -46,7 +46,18 @@ class Eager:
         self._touched |= touched
         return outs
 
-    def loop(self, data: Sequence[Any], rows: Any, start: int, count: int) -> list[Any]:
+    def pick(self, data: Sequence[Any], rows: Any, index: int, *, keep: bool = False) -> list[Any]:
+        """Call the function with one batch of those that `loop` takes: with the number `index`.
+
+        Args:
+            data: As for `loop`.
+            rows: As for `loop`.
+            index: Which batch.
+            keep: As for `loop`.
+        """
+        return self.run([a[index] if rows is None else ops.take(a, rows[index], axis=0) for a in data])
+
+    def loop(self, data: Sequence[Any], rows: Any, start: int, count: int, *, keep: bool = False) -> list[Any]:
         """Call the function with `count` batches, one after the other; returns the sum of each of its scalar results.
 
         Args:
@@ -54,11 +65,11 @@ class Eager:
             rows: Integers `(batches, samples)`: which rows make a batch.
             start: The first batch.
             count: How many.
+            keep: Whether the values before will be asked for: `keep` has copied them.
         """
         sums: list[Any] = []
         for i in range(start, start + count):
-            outs = self.run([a[i] if rows is None else ops.take(a, rows[i], axis=0) for a in data])
-            outs = [ops.cast(ops.stop_gradient(out), "float32") for out in outs]
+            outs = [ops.cast(ops.stop_gradient(out), "float32") for out in self.pick(data, rows, i)]
             sums = [total + out for total, out in zip(sums, outs, strict=True)] if sums else outs
         return sums
 

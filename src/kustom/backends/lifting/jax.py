@@ -87,7 +87,8 @@ class Program:
         # What is donated is lost where the program raises.
         donated = () if self.can_raise else (0,)
         self._step = jax.jit(self._pure, donate_argnums=donated)
-        self._loop = jax.jit(self._repeated, donate_argnums=donated)
+        self._loops = {keep: jax.jit(self._repeated, donate_argnums=() if keep else donated) for keep in (False, True)}
+        self._picks = {keep: jax.jit(self._picked, donate_argnums=() if keep else donated) for keep in (False, True)}
 
     @staticmethod
     def _look(f: Callable[[list[Any]], list[Any]], examples: Sequence[Any]) -> dict[int, keras.Variable]:
@@ -121,14 +122,15 @@ class Program:
         out = self._flat(*given, *tensors)
         return out[: self._count], out[self._count :]
 
-    def _repeated(self, written: list[Any], read: list[Any], data: list[Any], rows: Any, start: Any, count: Any) -> Any:
-        def batch(i: Any) -> list[Any]:
-            chosen = i if rows is None else jax.lax.dynamic_index_in_dim(rows, i, keepdims=False)
-            return [jnp.take(a, chosen, axis=0, mode="clip") for a in data]
+    def _picked(self, written: list[Any], read: list[Any], data: list[Any], rows: Any, i: Any) -> Any:
+        chosen = i if rows is None else jax.lax.dynamic_index_in_dim(rows, i, keepdims=False)
+        # The mode is right for what is in range, and spares the tests.
+        return self._pure(written, read, [a.at[chosen].get(mode="promise_in_bounds") for a in data])
 
+    def _repeated(self, written: list[Any], read: list[Any], data: list[Any], rows: Any, start: Any, count: Any) -> Any:
         def once(i: Any, state: Any) -> Any:
             sums, values = state
-            outs, values = self._pure(values, read, batch(start + i))
+            outs, values = self._picked(values, read, data, rows, start + i)
             return [total + out.astype(total.dtype) for total, out in zip(sums, outs, strict=True)], values
 
         # The trip count is an argument: another length is no other program.
@@ -136,9 +138,20 @@ class Program:
 
     def run(self, tensors: Sequence[Any]) -> list[Any]:
         """Call the function once."""
-        return self._called(self._step, list(tensors))
+        return self._called(self._step, self._donated(), list(tensors))
 
-    def loop(self, data: Sequence[Any], rows: Any, start: int, count: int) -> list[Any]:
+    def pick(self, data: Sequence[Any], rows: Any, index: int, *, keep: bool = False) -> list[Any]:
+        """Call the function with one batch of those that `loop` takes: with the number `index`.
+
+        Args:
+            data: As for `loop`.
+            rows: As for `loop`.
+            index: Which batch.
+            keep: As for `loop`.
+        """
+        return self._called(self._picks[keep], self._values(keep), list(data), rows, index)
+
+    def loop(self, data: Sequence[Any], rows: Any, start: int, count: int, *, keep: bool = False) -> list[Any]:
         """Call the function with `count` batches, one after the other; returns the sum of each of its scalar results.
 
         Args:
@@ -146,12 +159,16 @@ class Program:
             rows: Integers `(batches, samples)`: which rows make a batch.
             start: The first batch.
             count: How many.
+            keep: Whether the values before, which `keep` gave, will be asked for: then their buffers are not donated.
         """
-        return self._called(self._loop, list(data), rows, start, count)
+        return self._called(self._loops[keep], self._values(keep), list(data), rows, start, count)
 
-    def _called(self, compiled: Any, *args: Any) -> list[Any]:
+    def _values(self, keep: bool) -> list[Any]:
+        return [private.own_value(v) for v in self.written] if keep else self._donated()
+
+    def _called(self, compiled: Any, written: list[Any], *args: Any) -> list[Any]:
         with whole():
-            outs, values = compiled(self._donated(), [private.own_value(v) for v in self._read], *args)
+            outs, values = compiled(written, [private.own_value(v) for v in self._read], *args)
             if self.can_raise:
                 jax.block_until_ready(values)
             for variable, value in zip(self.written, values, strict=True):

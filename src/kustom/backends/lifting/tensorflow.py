@@ -75,13 +75,20 @@ class Program:
         self.xla = compiler == "xla" or (compiler is None and not kinds & (_HEAVY | _RAISING | _FOREIGN))
         self._count = len(plain.structured_outputs)
         self._plain = plain
-        self._step = tf.function(lambda *tensors: plain(*tensors), jit_compile=True, autograph=False) if self.xla else plain
-        self._loop = tf.function(self._repeated, jit_compile=self.xla or None, autograph=False, reduce_retracing=False)
+        self._step = self._compiled(lambda *tensors: plain(*tensors)) if self.xla else plain
+        self._pick = self._compiled(self._picked)
+        self._loop = self._compiled(self._repeated)
+
+    def _compiled(self, f: Callable[..., Any]) -> Any:
+        return tf.function(f, jit_compile=self.xla or None, autograph=False)
+
+    def _picked(self, data: list[Any], rows: Any, i: Any) -> Any:
+        chosen = i if rows is None else tf.gather(rows, i)
+        return self._plain(*[tf.gather(a, chosen) for a in data])
 
     def _repeated(self, data: list[Any], rows: Any, start: Any, count: Any) -> list[Any]:
         def once(i: Any, *sums: Any) -> Any:
-            chosen = start + i if rows is None else tf.gather(rows, start + i)
-            outs = self._plain(*[tf.gather(a, chosen) for a in data])
+            outs = self._picked(data, rows, start + i)
             return i + 1, *[total + tf.cast(out, total.dtype) for total, out in zip(sums, outs, strict=True)]
 
         zeros = [tf.zeros((), "float32")] * self._count
@@ -93,7 +100,19 @@ class Program:
         with whole():
             return list(self._step(*tensors))
 
-    def loop(self, data: Sequence[Any], rows: Any, start: int, count: int) -> list[Any]:
+    def pick(self, data: Sequence[Any], rows: Any, index: int, *, keep: bool = False) -> list[Any]:
+        """Call the function with one batch of those that `loop` takes: with the number `index`.
+
+        Args:
+            data: As for `loop`.
+            rows: As for `loop`.
+            index: Which batch.
+            keep: As for `loop`.
+        """
+        with whole():
+            return list(self._pick(list(data), rows, tf.constant(index)))
+
+    def loop(self, data: Sequence[Any], rows: Any, start: int, count: int, *, keep: bool = False) -> list[Any]:
         """Call the function with `count` batches, one after the other; returns the sum of each of its scalar results.
 
         Args:
@@ -101,6 +120,7 @@ class Program:
             rows: Integers `(batches, samples)`: which rows make a batch.
             start: The first batch.
             count: How many.
+            keep: Whether the values before will be asked for: `keep` has copied them.
         """
         with whole():
             return list(self._loop(list(data), rows, tf.constant(start), tf.constant(count)))
