@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from kustom.gradients.transforms import jacobian as jacobian
     from kustom.gradients.transforms import value_and_grad as value_and_grad
     from kustom.training.function import function as function
+    from kustom.training.loop import Loop as Loop
 
 _HOMES = {
     "loss": "kustom.defining.decorators",
@@ -64,6 +65,7 @@ _HOMES = {
     "numerical_gradient": "kustom.gradients.numerical",
     "check_gradient": "kustom.gradients.numerical",
     "function": "kustom.training.function",
+    "Loop": "kustom.training.loop",
 }
 _MODULES = ("errors", "textbook", "typing")
 

@@ -19,23 +19,28 @@ __all__ = [
     "BackendError",
     "BranchError",
     "BuildError",
+    "CallbackError",
     "ClosureError",
     "ConfigError",
     "DefinitionError",
     "DtypeMixError",
     "EagerWarning",
+    "ExecutionError",
     "FunctionError",
     "GradientCheckError",
     "GradientError",
     "GradientWarning",
     "KustomError",
+    "MetricWarning",
     "MissingSettingError",
     "NameClashError",
+    "NonFiniteError",
     "ReservedNameError",
     "RetraceWarning",
     "ReturnError",
     "SettingError",
     "ShapeError",
+    "StepError",
     "TapeError",
     "TfKerasError",
     "TracerWarning",
@@ -245,6 +250,56 @@ class FunctionError(KustomError, TypeError):
     """A function was given to be compiled, or was called, in a way that cannot be.
 
     Wrong: `kustom.function(model.fit(x, y))`. Right: `kustom.function(step)`.
+    """
+
+
+class StepError(KustomError, TypeError):
+    """A step does not fit the loop: what it takes is not what the data gives, or what it returns is no dict of scalars.
+
+    Wrong: `def step(x): ...` beside `loop.fit(x, y)`; `return y_pred`.
+    Right: `def step(x, y): ...`; `return {"loss": loss}`.
+    """
+
+
+class ExecutionError(KustomError, ValueError):
+    """A way to execute was asked for that there is not.
+
+    Wrong: `loop.fit(x, y, execution="fast")`. Right: `execution="auto"`, `"loop"`, `"step"`, `"eager"`.
+    """
+
+
+class NonFiniteError(KustomError, ArithmeticError):
+    """A loss became NaN or infinite; the variables are as they were before that step.
+
+    Wrong: a learning rate of 10. Right: a smaller one; or `loop.fit(..., on_nonfinite="skip")`.
+
+    Attributes:
+        step: The number of the step in the run, from 0.
+        epoch: The number of the epoch, from 0.
+        rows: Which rows of the arrays made the batch, int32; None where the data gives batches.
+        batch: What the step was given, as NumPy arrays in the step's structure.
+    """
+
+    def __init__(self, message: str, *, step: int, epoch: int, rows: Any, batch: Any) -> None:
+        super().__init__(message)
+        self.step = step
+        self.epoch = epoch
+        self.rows = rows
+        self.batch = batch
+
+
+class CallbackError(KustomError, ValueError):
+    """A callback does not fit the loop.
+
+    Wrong: `loop.fit(x, y, callbacks=[ModelCheckpoint(path)])` where the step trains two models.
+    Right: `kustom.Loop(step, model=generator)`, which says of which model a callback is.
+    """
+
+
+class MetricWarning(KustomError, UserWarning):
+    """A step updates a metric that the loop was not told of; it is reset and reported all the same.
+
+    Wrong: `Loop(step, metrics=[mean_loss])` where the step updates `mae`, too. Right: `metrics=[mean_loss, mae]`.
     """
 
 

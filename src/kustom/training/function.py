@@ -98,7 +98,9 @@ def function(
 class Compiled(Generic[P, R]):
     """What `kustom.function` returns."""
 
-    def __init__(self, f: Callable[P, R], static_argnames: Iterable[str], run_eagerly: bool, compiler: str | None) -> None:
+    def __init__(
+        self, f: Callable[P, R], static_argnames: Iterable[str], run_eagerly: bool, compiler: str | None, *, quiet: bool = False
+    ) -> None:
         if not callable(f):
             raise FunctionError(f"kustom.function was given {type(f).__name__}; give it a function: kustom.function(step).")
         known = current("lifting").COMPILERS
@@ -115,7 +117,8 @@ class Compiled(Generic[P, R]):
         self.traces = 0
         self._entries: dict[Any, list[Entry]] = {}
         self._bound: weakref.WeakKeyDictionary[Any, Compiled[..., Any]] = weakref.WeakKeyDictionary()
-        self._warned = False
+        # Whether nothing is said of what cannot be compiled.
+        self._quiet = self._warned = quiet
         functools.update_wrapper(self, f, updated=())
 
     def __repr__(self) -> str:
@@ -184,11 +187,8 @@ class Compiled(Generic[P, R]):
             try:
                 program, widened = self._program(flat, call)
             except BranchOnValue as refusal:
-                warn(
-                    f"{_name(self._f)} runs without being compiled: {refusal.line} needs a value ({refusal.reason}). Choose by "
-                    "ops.where or ops.cond, or name the argument in static_argnames; a number to print, return.",
-                    EagerWarning,
-                )
+                if not self._quiet:
+                    self._warn_of(refusal)
                 program = Eager(flat)
         for name, owner in gained:
             warn(
@@ -197,6 +197,13 @@ class Compiled(Generic[P, R]):
                 TracerWarning,
             )
         return Entry(program, result, Guards(roots, before, program.variables), widened)
+
+    def _warn_of(self, refusal: BranchOnValue) -> None:
+        warn(
+            f"{_name(self._f)} runs without being compiled: {refusal.line} needs a value ({refusal.reason}). Choose by ops.where "
+            "or ops.cond, or name the argument in static_argnames; a number to print, return.",
+            EagerWarning,
+        )
 
     def _program(self, flat: Callable[[list[Any]], list[Any]], call: Arguments) -> tuple[Any, bool]:
         lifting = current("lifting")

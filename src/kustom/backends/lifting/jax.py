@@ -27,10 +27,15 @@ from kustom.backends.lifting.branches.jax import carried, decided
 from kustom.backends.lifting.state import BranchOnValue, Scope, user_line, whole
 from kustom.errors import BranchError
 
-__all__ = ["COMPILERS", "Program", "decided", "number"]
+__all__ = ["COMPILERS", "LIGHT", "LOOPS_HEAVY", "TRACES_CHEAPLY", "Program", "decided", "number"]
 
 # What can be asked of `Program` beside its default.
 COMPILERS = ()
+# The compiler for small functions that run now and then, and whether to trace those pays.
+LIGHT = None
+TRACES_CHEAPLY = True
+# Whether a loop over convolutions is as fast as a call for each.
+LOOPS_HEAVY = False
 
 # What JAX raises where a value is asked for that is not known.
 _UNKNOWN = (

@@ -17,10 +17,15 @@ import tensorflow as tf
 from kustom.backends import keras as private
 from kustom.backends.lifting.state import BranchOnValue, user_line, whole
 
-__all__ = ["COMPILERS", "Program", "decided", "number"]
+__all__ = ["COMPILERS", "LIGHT", "LOOPS_HEAVY", "TRACES_CHEAPLY", "Program", "decided", "number"]
 
 # What can be asked of `Program` beside its default, which is XLA where nothing in the graph speaks against it.
 COMPILERS = ("xla", "graph")
+# The compiler for small functions that run now and then, and whether to trace those pays.
+LIGHT = "graph"
+TRACES_CHEAPLY = True
+# Whether a loop over convolutions is as fast as a call for each.
+LOOPS_HEAVY = True
 
 
 def number(value: float | complex) -> Any:
