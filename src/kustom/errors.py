@@ -19,6 +19,8 @@ __all__ = [
     "BuildError",
     "ClosureError",
     "ConfigError",
+    "DataError",
+    "DataWarning",
     "DefinitionError",
     "DtypeMixError",
     "GradientCheckError",
@@ -224,6 +226,23 @@ class GradientWarning(KustomError, UserWarning):
     Wrong: `tape.gradient(loss_fn(y, y_pred), variables)` where the loss function gives a value a sample: it is the
     gradient of their sum, and with a batch of 32 it is 32 times that of their mean.
     Right: `tape.gradient(ops.mean(loss_fn(y, y_pred)), variables)`.
+    """
+
+
+class DataError(KustomError, ValueError):
+    """Data cannot be trained on as it was given: its kind, shapes or dtypes, or an argument that does not fit it.
+
+    Wrong: `loop.fit(dataset, y)`, where the batches of `dataset` must hold their targets themselves.
+    Right: `loop.fit(dataset)` with a dataset of pairs `(x, y)`.
+    """
+
+
+class DataWarning(KustomError, UserWarning):
+    """A source gave fewer batches than it was asked for, and training ends there.
+
+    Wrong: `loop.fit(generator(), epochs=5)`, where the first epoch takes all that the generator has.
+    Right: `steps_per_epoch=` with a generator that lasts for all epochs, or a source that can be begun anew, such as a list
+    of batches or a `keras.utils.PyDataset`.
     """
 
 
