@@ -141,9 +141,12 @@ def split_validation(x: Any, y: Any, sample_weight: Any, fraction: float) -> tup
     at = math.floor(samples * (1.0 - fraction))
     if not 0 < at < samples:
         raise DataError(f"validation_split={fraction} of {samples} samples leaves nothing to {'validate' if at else 'train'} on.")
-    parts = [[array[:at] for array in arrays], [array[at:] for array in arrays]]
-    first, second = [(*unflatten(structure, part), None, None)[:3] for part in parts]
-    return first, second
+
+    def part(rows: slice) -> tuple[Any, Any, Any]:
+        x, y, sample_weight = (*unflatten(structure, [array[rows] for array in arrays]), None, None)[:3]
+        return x, y, sample_weight
+
+    return part(slice(at)), part(slice(at, None))
 
 
 def _open_arrays(
@@ -229,10 +232,10 @@ def _again(x: Any) -> Callable[[int, int], Iterator[Any]]:
 def _length(x: Any) -> int | None:
     """How many batches `x` gives; None if it does not know, -1 if it has no end."""
     if of_module(type(x), "tensorflow"):
-        # Of a distributed dataset it is a number; -2 stands for unknown.
-        known: Any = getattr(x, "cardinality", -2)
-        count = int(known() if callable(known) else known)
-        return None if count == -2 else count
+        # Of a distributed dataset it is a number, not a method; -2 stands for unknown.
+        known = getattr(x, "cardinality", lambda: -2)
+        count: Any = known() if callable(known) else known
+        return None if int(count) == -2 else int(count)
     if not hasattr(type(x), "__len__"):
         return None
     try:
