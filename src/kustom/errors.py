@@ -22,6 +22,8 @@ __all__ = [
     "CallbackError",
     "ClosureError",
     "ConfigError",
+    "DataError",
+    "DataWarning",
     "DefinitionError",
     "DtypeMixError",
     "EagerWarning",
@@ -323,6 +325,20 @@ class TracerWarning(KustomError, UserWarning):
     """A tensor was kept in an attribute while a step was traced, when it has no value; the attribute was put back.
 
     Wrong: `self.last_loss = loss` in a compiled step. Right: `self.last_loss.assign(loss)`, a variable; or return it.
+class DataError(KustomError, ValueError):
+    """Data cannot be trained on as it was given: its kind, shapes or dtypes, or an argument that does not fit it.
+
+    Wrong: `loop.fit(dataset, y)`, where the batches of `dataset` must hold their targets themselves.
+    Right: `loop.fit(dataset)` with a dataset of pairs `(x, y)`.
+    """
+
+
+class DataWarning(KustomError, UserWarning):
+    """A source gave fewer batches than it was asked for, and training ends there.
+
+    Wrong: `loop.fit(generator(), epochs=5)`, where the first epoch takes all that the generator has.
+    Right: `steps_per_epoch=` with a generator that lasts for all epochs, or a source that can be begun anew, such as a list
+    of batches or a `keras.utils.PyDataset`.
     """
 
 
