@@ -9,7 +9,21 @@ import keras
 
 from kustom.backends import keras as private
 
-__all__ = ["Scope", "discovering", "holding"]
+__all__ = ["BranchOnValue", "Scope", "discovering", "holding"]
+
+
+class BranchOnValue(Exception):
+    """A function asks for the value of a tensor, which is another at each step, so that no program can be made of it.
+
+    Args:
+        line: Where it asks, as `file:line` of the user's code.
+        what: What it asks for.
+    """
+
+    def __init__(self, line: str, what: str = "the value of a tensor") -> None:
+        super().__init__(f"{line} asks for {what}")
+        self.line = line
+        self.what = what
 
 
 class Scope(keras.StatelessScope):
