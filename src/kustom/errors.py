@@ -325,6 +325,9 @@ class TracerWarning(KustomError, UserWarning):
     """A tensor was kept in an attribute while a step was traced, when it has no value; the attribute was put back.
 
     Wrong: `self.last_loss = loss` in a compiled step. Right: `self.last_loss.assign(loss)`, a variable; or return it.
+    """
+
+
 class DataError(KustomError, ValueError):
     """Data cannot be trained on as it was given: its kind, shapes or dtypes, or an argument that does not fit it.
 

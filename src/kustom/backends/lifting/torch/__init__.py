@@ -1,0 +1,9 @@
+"""A function that reads and writes Keras variables, recorded on torch as one flat list of operations.
+
+`recorder` writes down what the function does, `graph` makes that fewer operations, `lowering` something that runs, and
+`program` stands in front of them.
+"""
+
+from kustom.backends.lifting.torch.program import Program
+
+__all__ = ["Program"]

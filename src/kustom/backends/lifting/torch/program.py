@@ -1,0 +1,277 @@
+"""What stands in front of a recording: the state is read from the variables at each call, and is right after it.
+
+The operations write into the variables' own tensors, as eager Keras does. So between two calls the variables are the truth,
+and what a user once obtained from one stays what it is in eager Keras. A call that fails puts back what it had written. One
+call of the interpreter cannot be torn by Ctrl-C; where Python runs in between, Ctrl-C waits for the end.
+
+What depends on anything but tensors is as it was when the function was recorded: Python's and NumPy's random numbers, the
+attributes and globals that it looked at, the arrays that it read, `requires_grad`, the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+import keras
+import torch
+
+from kustom.backends import keras as private
+from kustom.backends.lifting.torch import lowering
+from kustom.backends.lifting.torch.graph import simplified
+from kustom.backends.lifting.torch.recorder import Call, Node, Recording, Value, record
+
+__all__ = ["Program"]
+
+_HEAVY = ("convolution", "lstm", "gru", "rnn")
+
+
+class Program:
+    """A function of tensors that reads and writes Keras variables, compiled for tensors of one kind (shapes and dtypes).
+
+    Args:
+        f: From a list of tensors to a list of tensors.
+        examples: Tensors as those that it will be given.
+        compiler: None, or "inductor", whose compiling takes long.
+
+    Raises:
+        BranchOnValue: `f` asks for the value of a tensor.
+    """
+
+    def __init__(self, f: Callable[[list[Any]], list[Any]], examples: Sequence[Any], *, compiler: str | None = None) -> None:
+        self._f = f
+        self._compiler = compiler
+        self._record(examples)
+
+    def _record(self, examples: Sequence[Any]) -> None:
+        recording = record(self._f, examples)
+        if recording.made:
+            # They have their first values now, and are state from here on.
+            recording = record(self._f, examples)
+        if recording.made:
+            paths = ", ".join(variable.path for variable in recording.made[:3])
+            raise ValueError(f"a compiled function makes variables at each call ({paths}); make them outside, once.")
+        used = list(recording.variables.values())
+        owners = {id(value): variable for value, variable in _by_tensor(recording)}
+        simplified(recording)
+        self._recording = recording
+        self._cells = [_Cell(owners.get(id(value)), value.tensor) for value in recording.state]
+        writes = [bool(value.storage.writes) for value in recording.state]
+        self.variables: list[keras.Variable] = _once(used)
+        self.written: list[keras.Variable] = _once(
+            [
+                cell.variable
+                for cell, is_written in zip(self._cells, writes, strict=True)
+                if is_written and cell.variable is not None
+            ]
+        )
+        self.heavy = any(name in str(node.func) for node in recording.nodes for name in _HEAVY)
+        self._written = [i for i, is_written in enumerate(writes) if is_written]
+        self._fragile = _fragile(recording)
+        self._draws = any(node.random for node in recording.nodes)
+        self._many = len(recording.outputs)
+        self._gradients = recording.gradients
+        self._plain: lowering.Python | None = None
+        self._engine = self._lowered()
+        calls = any(isinstance(node.func, Call) or node.seed is not None for node in recording.nodes)
+        self._interruptible = calls or not isinstance(self._engine, lowering.Script)
+
+    def _results(self) -> list[Value]:
+        return [*self._recording.outputs, *(new for _, _, new, _ in self._gradients if new is not None)]
+
+    def _lowered(self) -> Any:
+        if self._compiler is not None:
+            return lowering.Python(self._recording, self._results(), compiler=self._compiler)
+        try:
+            return lowering.Script(self._recording, self._results())
+        except (lowering.NotLowered, AttributeError):
+            # AttributeError: the interpreter's names have moved.
+            return self._python()
+
+    def _python(self) -> lowering.Python:
+        if self._plain is None:
+            self._plain = lowering.Python(self._recording, self._results())
+        return self._plain
+
+    def run(self, tensors: Sequence[Any]) -> list[Any]:
+        """One step, from the state that the variables have to that which they have after it."""
+        self._refresh(tensors)
+        state = [cell.tensor() for cell in self._cells]
+        with torch.no_grad(), self._held(), self._protected(state, self._fragile):
+            out = self._do("run", state, list(tensors))
+            for (leaf, _, new, _), gradient in zip(self._replaced(), out[self._many :], strict=True):
+                leaf.grad = gradient if new.kind != "state" else new.tensor
+            for leaf, _, new, _ in self._gradients:
+                if new is None:
+                    leaf.grad = None
+        return out[: self._many]
+
+    def loop(self, data: Sequence[Any], rows: Any, start: int, count: int) -> list[Any]:
+        """`count` steps; for each output, a scalar, the sum over them in float64.
+
+        Args:
+            data: The arrays that batches are of.
+            rows: For each step the rows of its batch, shape `(steps, batch)`; None where `data` has an axis for the steps.
+            start: The first step.
+            count: How many steps.
+        """
+        data = list(data)
+        device = data[0].device if data else "cpu"
+        totals = [torch.zeros((), dtype=torch.float64, device=device) for _ in range(self._many)]
+
+        def single(i: int) -> None:
+            batch = [a[i] for a in data] if rows is None else [a.index_select(0, rows[i]) for a in data]
+            for total, out in zip(totals, self.run(batch), strict=True):
+                total.add_(out.detach())
+
+        if not count:
+            return totals
+        state = [cell.tensor() for cell in self._cells]
+        with torch.no_grad(), self._held(), self._protected(state, self._written, totals):
+            last = start + count - 1
+            if self._gradients:
+                # The first may find no gradient where the others find one, and the last leaves its own.
+                single(start)
+                start, count = start + 1, count - 1
+                self._refresh([a[start - 1] for a in data] if rows is None else [a.index_select(0, rows[start - 1]) for a in data])
+                state = [cell.tensor() for cell in self._cells]
+            many = count - 1 if self._gradients else count
+            if many > 0:
+                self._do("loop", state, data, rows, start, many, totals)
+            if self._gradients and count:
+                single(last)
+        return totals
+
+    def keep(self) -> Any:
+        """A copy of everything that a step writes, the state of the random numbers included."""
+        with torch.no_grad():
+            values = [self._cells[i].tensor().clone() for i in self._written]
+        generators = [generator.get_state() for generator in self._recording.generators]
+        return values, torch.get_rng_state(), generators
+
+    def restore(self, kept: Any) -> None:
+        """Put back what `keep` kept."""
+        values, chance, generators = kept
+        _copy([self._cells[i].tensor() for i in self._written], values)
+        torch.set_rng_state(chance)
+        for generator, state in zip(self._recording.generators, generators, strict=True):
+            generator.set_state(state)
+
+    def _refresh(self, examples: Sequence[Any]) -> None:
+        """Record anew where a leaf has no gradient now and had one then, or has another."""
+        if any(matters and leaf.grad is not before for leaf, before, _, matters in self._gradients):
+            self._record(examples)
+
+    def _replaced(self) -> list[Any]:
+        return [entry for entry in self._gradients if entry[2] is not None]
+
+    def _do(self, what: str, state: list[Any], *args: Any) -> Any:
+        generators = self._recording.generators
+        if not isinstance(self._engine, lowering.Script):
+            return getattr(self._engine, what)(state, *args, generators)
+        kept = self._copies(state, self._written if what == "loop" else self._fragile)
+        try:
+            return getattr(self._engine, what)(state, *args, generators)
+        except RuntimeError:
+            # The interpreter makes every error one of its own; Python's is the user's.
+            self._put_back(state, kept)
+        return getattr(self._python(), what)(state, *args, generators)
+
+    def _copies(self, state: list[Any], which: list[int]) -> Any:
+        chance = torch.get_rng_state() if self._draws else None
+        generators = [generator.get_state() for generator in self._recording.generators]
+        return which, [state[i].clone() for i in which], chance, generators
+
+    def _put_back(self, state: list[Any], kept: Any) -> None:
+        which, values, chance, generators = kept
+        _copy([state[i] for i in which], values)
+        if chance is not None:
+            torch.set_rng_state(chance)
+        for generator, held in zip(self._recording.generators, generators, strict=True):
+            generator.set_state(held)
+
+    @contextlib.contextmanager
+    def _protected(self, state: list[Any], which: list[int], totals: list[Any] | None = None) -> Iterator[None]:
+        kept = self._copies(state, which)
+        try:
+            yield
+        except Exception:
+            self._put_back(state, kept)
+            raise
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """Ctrl-C waits for the end of what is inside, where Python runs in the middle of a step."""
+        if not self._interruptible or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        came: list[tuple[int, FrameType | None]] = []
+        before = signal.getsignal(signal.SIGINT)
+        if before is None:
+            # Not set by Python.
+            yield
+            return
+        signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+            if came and callable(before):
+                before(*came[0])
+
+
+class _Cell:
+    """A tensor of the state: a variable's, whichever it has now, or one that the function found elsewhere."""
+
+    __slots__ = ("_alias", "_found", "_place", "variable")
+
+    def __init__(self, variable: keras.Variable | None, tensor: Any) -> None:
+        self.variable = variable
+        self._set(tensor)
+
+    def _set(self, tensor: Any) -> None:
+        self._found, self._alias, self._place = tensor, tensor.detach(), tensor.data_ptr()
+
+    def tensor(self) -> Any:
+        """The tensor, without its gradient."""
+        found = self._found if self.variable is None else private.own_value(self.variable)
+        if found is not self._found or found.data_ptr() != self._place:
+            self._set(found)
+        return self._alias
+
+
+def _by_tensor(recording: Recording) -> Iterator[tuple[Value, keras.Variable]]:
+    for value in recording.state:
+        variable = recording.variables.get(id(value.tensor))
+        if variable is not None:
+            yield value, variable
+
+
+def _once(variables: list[keras.Variable]) -> list[keras.Variable]:
+    return list({id(variable): variable for variable in variables}.values())
+
+
+def _fragile(recording: Recording) -> list[int]:
+    """The state that is written before the last operation that may fail: the others are written whole or not at all."""
+    risky = [position for position, node in enumerate(recording.nodes) if _may_fail(node)]
+    last = max(risky, default=-1)
+    return [i for i, value in enumerate(recording.state) if value.storage.writes and value.storage.writes[0] < last]
+
+
+def _may_fail(node: Node) -> bool:
+    if isinstance(node.func, Call) or node.seed is not None:
+        return True
+    name = node.func.name()
+    safe = name.startswith(("aten::_foreach_", "aten::copy_", "aten::view", "aten::select", "aten::t", "aten::detach"))
+    return not safe and torch.Tag.pointwise not in node.func.tags
+
+
+def _copy(targets: list[Any], values: list[Any]) -> None:
+    if targets:
+        # In one call, so that nothing is left half done.
+        with torch.no_grad():
+            torch._foreach_copy_(targets, values)  # pyright: ignore[reportPrivateImportUsage]
