@@ -81,7 +81,7 @@ class Runner:
         self.compile_seconds = 0.0
         self.step_seconds: dict[str, float] = {}
         self._arguments: dict[Any, Arguments] = {}
-        self._ran: set[tuple[int, str]] = set()
+        self._ran: set[tuple[Any, str]] = set()
         self._moved: dict[str, tuple[Any, Any]] = {}
         self._trial = 0
         # How many batches the next block should have.
@@ -141,7 +141,8 @@ class Runner:
             if keep:
                 program.restore(kept)
             raise
-        self._measured(id(program), way, (time.perf_counter() - began) / block.batches, block.batches, left)
+        program.wait()
+        self._measured(program, way, (time.perf_counter() - began) / block.batches, block.batches, left)
         if not looks or self._is_finite(values):
             return values, block.batches
         program.restore(kept)
@@ -199,8 +200,9 @@ class Runner:
             self.reason = "many steps a call"
         return "loop"
 
-    def _measured(self, program: int, way: str, seconds: float, batches: int, left: int | None) -> None:
+    def _measured(self, program: Any, way: str, seconds: float, batches: int, left: int | None) -> None:
         if (program, way) not in self._ran:
+            # It was compiled.
             self._ran.add((program, way))
             self.compile_seconds += seconds * batches
             return
@@ -211,9 +213,14 @@ class Runner:
             if self.step_seconds["step"] < self.step_seconds["loop"]:
                 self._way = "step"
             self.reason = "the faster of the two, tried in passing"
-        elif way == "loop" and self._way == "auto" and not self._trial and left is not None and left * seconds > LONG:
+        elif way == "loop" and self._is_worth_a_trial(seconds, left):
             self._trial = _TRYING
             self.most = max(1, self.most // 4)
+
+    def _is_worth_a_trial(self, seconds: float, left: int | None) -> bool:
+        if self._way != "auto" or self._trial or not current("lifting").LOOP_IS_A_CHOICE:
+            return False
+        return left is not None and left * seconds > LONG
 
     def report(self) -> dict[str, Any]:
         """How it was run."""

@@ -478,8 +478,7 @@ class _Fit:
             self._steps += block.batches
             if by_batch:
                 hooks.call("on_train_batch_end", block.start + block.batches - 1, now.values())
-            if line.wants():
-                line.update(now.steps, now.values())
+            line.update(now.steps, now.values() if line.wants() else None)
             block = None if hooks.stop else self._take(by_batch)
         values = now.values()
         if self.validate is not None and self.validate.is_due(epoch):
@@ -566,8 +565,7 @@ def _evaluated(loop: Loop, source: Source, way: str, compiler: str | None, callb
             now.run(block, Place(now.steps, 0, History()), None)
             if by_batch:
                 hooks.call("on_test_batch_end", block.start + block.batches - 1, now.values())
-            if line.wants():
-                line.update(now.steps, now.values())
+            line.update(now.steps, now.values() if line.wants() else None)
             block = now.take(1 if by_batch else runner.most)
         values = now.values()
         line.end_epoch(values)
@@ -611,7 +609,7 @@ def _within(metric: keras.metrics.Metric, other: keras.metrics.Metric) -> bool:
 def _named(metrics: Any) -> dict[str, keras.metrics.Metric]:
     if metrics is None:
         return {}
-    pairs = list(metrics.items()) if isinstance(metrics, Mapping) else [(getattr(m, "name", None), m) for m in metrics]
+    pairs: list[Any] = list(metrics.items()) if isinstance(metrics, Mapping) else [(getattr(m, "name", None), m) for m in metrics]
     for name, metric in pairs:
         if not isinstance(metric, keras.metrics.Metric):
             raise SettingError(f"metrics holds {type(metric).__name__} {str(metric)[:40]!r}; give keras.metrics.Metric objects.")

@@ -62,10 +62,16 @@ class StatusLine:
         self._since, self._rate = ((self._begun, 0) if self._warm else None), None
         self._write(force=True)
 
-    def update(self, done: int, values: Mapping[str, float]) -> None:
-        """So many steps of the epoch are done, with these values so far."""
+    def wants(self) -> bool:
+        """Whether an update would be shown, so that its values are worth computing."""
+        return self.verbose == 1 and time.perf_counter() - self._written >= PAUSE
+
+    def update(self, done: int, values: Mapping[str, float] | None = None) -> None:
+        """So many steps of the epoch are done, with these values so far; None: as they were."""
         now = time.perf_counter()
-        self._done, self._values = done, dict(values)
+        self._done = done
+        if values is not None:
+            self._values = dict(values)
         self._warm = True
         if self._since is None:
             self._since = now, done

@@ -73,6 +73,9 @@ class Eager:
             sums = [total + out for total, out in zip(sums, outs, strict=True)] if sums else outs
         return sums
 
+    def wait(self) -> None:
+        """Until what was called last has been computed: it has been."""
+
     def keep(self) -> Any:
         """The state as it is, for `restore`."""
         return [(v, ops.copy(private.own_value(v))) for v in self.variables]

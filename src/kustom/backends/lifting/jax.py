@@ -27,7 +27,7 @@ from kustom.backends.lifting.branches.jax import carried, decided
 from kustom.backends.lifting.state import BranchOnValue, Scope, user_line, whole
 from kustom.errors import BranchError
 
-__all__ = ["COMPILERS", "LIGHT", "LOOPS_HEAVY", "TRACES_CHEAPLY", "Program", "decided", "number"]
+__all__ = ["COMPILERS", "LIGHT", "LOOPS_HEAVY", "LOOP_IS_A_CHOICE", "TRACES_CHEAPLY", "Program", "decided", "number"]
 
 # What can be asked of `Program` beside its default.
 COMPILERS = ()
@@ -36,6 +36,8 @@ LIGHT = None
 TRACES_CHEAPLY = True
 # Whether a loop over convolutions is as fast as a call for each.
 LOOPS_HEAVY = False
+# Whether a call for each step can be faster than a loop over many where neither is heavy.
+LOOP_IS_A_CHOICE = True
 
 # What JAX raises where a value is asked for that is not known.
 _UNKNOWN = (
@@ -190,6 +192,10 @@ class Program:
             if _ours.get(id(values[i])) is not values[i] or sys.getrefcount(values[i]) > _HOLDERS:
                 values[i] = jnp.copy(values[i])
         return values
+
+    def wait(self) -> None:
+        """Until what was called last has been computed."""
+        jax.block_until_ready([private.own_value(v) for v in self.written])
 
     def keep(self) -> Any:
         """The state as it is, for `restore`."""

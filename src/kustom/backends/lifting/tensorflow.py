@@ -17,7 +17,7 @@ import tensorflow as tf
 from kustom.backends import keras as private
 from kustom.backends.lifting.state import BranchOnValue, user_line, whole
 
-__all__ = ["COMPILERS", "LIGHT", "LOOPS_HEAVY", "TRACES_CHEAPLY", "Program", "decided", "number"]
+__all__ = ["COMPILERS", "LIGHT", "LOOPS_HEAVY", "LOOP_IS_A_CHOICE", "TRACES_CHEAPLY", "Program", "decided", "number"]
 
 # What can be asked of `Program` beside its default, which is XLA where nothing in the graph speaks against it.
 COMPILERS = ("xla", "graph")
@@ -26,6 +26,8 @@ LIGHT = "graph"
 TRACES_CHEAPLY = True
 # Whether a loop over convolutions is as fast as a call for each.
 LOOPS_HEAVY = True
+# Whether a call for each step can be faster than a loop over many where neither is heavy.
+LOOP_IS_A_CHOICE = True
 
 
 def number(value: float | complex) -> Any:
@@ -129,6 +131,9 @@ class Program:
         """
         with whole():
             return list(self._loop(list(data), rows, tf.constant(start), tf.constant(count)))
+
+    def wait(self) -> None:
+        """Until what was called last has been computed: it has been."""
 
     def keep(self) -> Any:
         """The state as it is, for `restore`."""

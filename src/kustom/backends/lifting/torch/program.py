@@ -110,7 +110,14 @@ class Program:
                     leaf.grad = None
         return out[: self._many]
 
-    def loop(self, data: Sequence[Any], rows: Any, start: int, count: int) -> list[Any]:
+    # What can fail while it runs is put back here.
+    can_raise = False
+
+    def pick(self, data: Sequence[Any], rows: Any, index: int, *, keep: bool = False) -> list[Any]:
+        """One step, with the batch of number `index` of those that `loop` takes."""
+        return self.run([a[index] if rows is None else a.index_select(0, rows[index]) for a in data])
+
+    def loop(self, data: Sequence[Any], rows: Any, start: int, count: int, *, keep: bool = False) -> list[Any]:
         """`count` steps; for each output, a scalar, the sum over them in float64.
 
         Args:
@@ -118,6 +125,7 @@ class Program:
             rows: For each step the rows of its batch, shape `(steps, batch)`; None where `data` has an axis for the steps.
             start: The first step.
             count: How many steps.
+            keep: Whether the values before will be asked for: `keep` has copied them.
         """
         data = list(data)
         device = data[0].device if data else "cpu"
@@ -145,6 +153,9 @@ class Program:
             if self._gradients and count:
                 single(last)
         return totals
+
+    def wait(self) -> None:
+        """Until what was called last has been computed: it has been, on a CPU."""
 
     def keep(self) -> Any:
         """A copy of everything that a step writes, the state of the random numbers included."""
