@@ -23,7 +23,7 @@ from kustom.training.function import Arguments, Compiled, Entry
 from kustom.training.history import History
 from kustom.training.source import Block, Source
 
-__all__ = ["ON_NONFINITE", "Place", "Runner", "parse"]
+__all__ = ["ON_NONFINITE", "Pace", "Place", "Runner", "parse"]
 
 ON_NONFINITE = ("raise", "skip", "ignore")
 # Seconds between two looks at a run.
@@ -49,11 +49,26 @@ def parse(execution: str) -> tuple[str, str | None]:
     return way, compiler or None
 
 
+class Pace:
+    """What is known of how fast the programs of a step run, kept from one run to the next."""
+
+    def __init__(self) -> None:
+        # By program and way: seconds a step, of what has run more than the once that compiles it.
+        self.seconds: dict[tuple[Any, str], float] = {}
+        self.ran: set[tuple[Any, str]] = set()
+
+    def chunk(self, program: Any, way: str) -> int:
+        """How many batches a call should have."""
+        seconds = self.seconds.get((program, way))
+        return 1 if seconds is None else max(1, int(GLANCE / max(seconds, 1e-7)))
+
+
 class Runner:
     """Runs the blocks of a source through a step.
 
     Args:
         step: The compiled step: it returns a dict of scalars.
+        pace: How fast it is known to be.
         source: Where the blocks come from.
         way: `"auto"`, `"loop"`, `"step"` or `"eager"`.
         protect: Whether the state at the start of a chunk is kept in any case.
@@ -64,6 +79,7 @@ class Runner:
     def __init__(
         self,
         step: Compiled[..., Any],
+        pace: Pace,
         source: Source,
         *,
         way: str,
@@ -72,6 +88,7 @@ class Runner:
         is_finite: Callable[[dict[str, float]], bool],
     ) -> None:
         self._step = step
+        self._pace = pace
         self._source = source
         self._way = way
         self._protect = protect
@@ -81,7 +98,6 @@ class Runner:
         self.compile_seconds = 0.0
         self.step_seconds: dict[str, float] = {}
         self._arguments: dict[Any, Arguments] = {}
-        self._ran: set[tuple[Any, str]] = set()
         self._moved: dict[str, tuple[Any, Any]] = {}
         self._trial = 0
         # How many batches the next block should have.
@@ -201,19 +217,26 @@ class Runner:
         return "loop"
 
     def _measured(self, program: Any, way: str, seconds: float, batches: int, left: int | None) -> None:
-        if (program, way) not in self._ran:
+        pace, key = self._pace, (program, way)
+        if key not in pace.ran:
             # It was compiled.
-            self._ran.add((program, way))
+            pace.ran.add(key)
             self.compile_seconds += seconds * batches
+            self.most = pace.chunk(program, way)
             return
         self.step_seconds[way] = min(seconds, self.step_seconds.get(way, seconds))
-        self.most = max(1, min(int(GLANCE / max(seconds, 1e-7)), self.most * GROWTH))
+        known = pace.seconds.get(key)
+        # The first calls tell little; a slow one by itself may be another process's doing.
+        pace.seconds[key] = seconds if known is None else min(known * 1.25, seconds)
+        self.most = min(pace.chunk(program, way), batches * GROWTH)
+        if known is not None:
+            self.most = pace.chunk(program, way)
         if self._trial == _TRYING:
             self._trial = _TRIED
             if self.step_seconds["step"] < self.step_seconds["loop"]:
                 self._way = "step"
             self.reason = "the faster of the two, tried in passing"
-        elif way == "loop" and self._is_worth_a_trial(seconds, left):
+        elif way == "loop" and known is not None and self._is_worth_a_trial(seconds, left):
             self._trial = _TRYING
             self.most = max(1, self.most // 4)
 

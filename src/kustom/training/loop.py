@@ -19,7 +19,7 @@ from kustom.backends import current
 from kustom.backends import keras as private
 from kustom.errors import MetricWarning, SettingError, StepError, hide_frames, warn
 from kustom.training.data import open_source, split_validation
-from kustom.training.execution import ON_NONFINITE, Place, Runner, parse
+from kustom.training.execution import ON_NONFINITE, Pace, Place, Runner, parse
 from kustom.training.function import Compiled, Entry
 from kustom.training.history import History
 from kustom.training.hooks import Hooks
@@ -248,6 +248,7 @@ class _Phase:
         self.metrics = dict(listed)
         self.returned: dict[str, keras.metrics.Metric] = {}
         self.compiled: Compiled[..., Any] = Compiled(self._scalars, (), eager, compiler)
+        self.pace = Pace()
         lifting = current("lifting")
         small = eager or not lifting.TRACES_CHEAPLY
         self._reset = Compiled(self._reset_all, (), small, lifting.LIGHT, quiet=True)
@@ -373,7 +374,7 @@ class _Pass:
         self.steps = 0
 
     def take(self, at_most: int) -> Block | None:
-        return self.source.take(min(self.runner.most, at_most))
+        return self.source.take(at_most)
 
     def prepare(self, block: Block) -> Entry:
         entry = self.runner.entry(block)
@@ -418,7 +419,13 @@ class _Fit:
         self._verbose = verbose
         phase = loop._phase("train", way, compiler)
         runner = Runner(
-            phase.compiled, source, way=way, protect=protect, on_nonfinite=on_nonfinite, is_finite=lambda sums: _finite(phase, sums)
+            phase.compiled,
+            phase.pace,
+            source,
+            way=way,
+            protect=protect,
+            on_nonfinite=on_nonfinite,
+            is_finite=lambda sums: _finite(phase, sums),
         )
         self._pass = _Pass(phase, source, runner)
         self.validate: _Validation | None = None
@@ -426,13 +433,13 @@ class _Fit:
 
     def all(self) -> None:
         """Train all epochs."""
-        # The first batch is drawn to compile for, and then trained on.
         hooks: Hooks | None = None
         line = StatusLine(self._epochs.stop, self._source.batches, self._verbose)
         try:
             for epoch in self._epochs:
                 self._source.begin(epoch)
-                block = self._pass.take(1)
+                # The first is the one to compile for.
+                block = self._pass.take(1) if hooks is None else self._take(hooks.by_batch("train"))
                 if block is None:
                     break
                 if hooks is None:
@@ -540,7 +547,7 @@ class _Validation:
 def _evaluated(loop: Loop, source: Source, way: str, compiler: str | None, callbacks: Any, verbose: Any) -> dict[str, Any]:
     """Call the step of the evaluation with all batches; the metrics hold afterwards what they did before."""
     phase = loop._phase("evaluate", way, compiler)
-    runner = Runner(phase.compiled, source, way=way, protect=False, on_nonfinite="ignore", is_finite=lambda sums: True)
+    runner = Runner(phase.compiled, phase.pace, source, way=way, protect=False, on_nonfinite="ignore", is_finite=lambda sums: True)
     now = _Pass(phase, source, runner)
     source.begin(0)
     block = now.take(1)

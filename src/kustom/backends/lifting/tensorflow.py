@@ -80,6 +80,7 @@ class Program:
         self.heavy = bool(kinds & _HEAVY)
         self.can_raise = bool(kinds & _RAISING)
         self.xla = compiler == "xla" or (compiler is None and not kinds & (_HEAVY | _RAISING | _FOREIGN))
+        self._copy: Any = None
         self._count = len(plain.structured_outputs)
         self._plain = plain
         self._step = self._compiled(lambda *tensors: plain(*tensors)) if self.xla else plain
@@ -137,7 +138,9 @@ class Program:
 
     def keep(self) -> Any:
         """The state as it is, for `restore`."""
-        return [tf.identity(v) for v in self._variables]
+        if self._copy is None:
+            self._copy = tf.function(lambda: [tf.identity(v) for v in self._variables], autograph=False)
+        return self._copy()
 
     def restore(self, kept: Any) -> None:
         """Give every variable the value that it had at `keep`."""
