@@ -86,7 +86,10 @@ def open_source(
         return _Nothing(_asked(steps, what))
     if not gives_batches(x, y):
         limit = _quarter_of_memory() if resident_limit is None else resident_limit
-        return _open_arrays(x, y, sample_weight, size, steps, shuffle, seed, class_weight, limit, chunk_bytes, chunk_batches)
+        structure, arrays = _arrays(x, y, sample_weight)
+        size = size or (math.ceil(len(arrays[0]) / steps) if steps else 32)
+        order = Order(len(arrays[0]), size, shuffle, seed, steps)
+        return _open_arrays(structure, arrays, order, class_weight, limit, chunk_bytes, chunk_batches)
     for name, value in (("y", y), ("sample_weight", sample_weight)):
         if value is not None:
             raise DataError(
@@ -150,28 +153,21 @@ def split_validation(x: Any, y: Any, sample_weight: Any, fraction: float) -> tup
 
 
 def _open_arrays(
-    x: Any,
-    y: Any,
-    sample_weight: Any,
-    size: int | None,
-    steps: int | None,
-    shuffle: Shuffle,
-    seed: int,
+    structure: Any,
+    arrays: list[np.ndarray],
+    order: Order,
     class_weight: Mapping[Any, Any] | None,
     limit: int,
     chunk_bytes: int,
     chunk_batches: int,
 ) -> Source:
-    structure, arrays = _arrays(x, y, sample_weight)
     weights = None
     if class_weight is not None:
         structure, weights = weighted(structure, len(arrays), class_weight)
-    samples = len(arrays[0])
-    size = size or (math.ceil(samples / steps) if steps else 32)
-    order = Order(samples, size, shuffle, seed, steps)
     row = sum(array[:1].size * final_dtype(array.dtype).itemsize for array in arrays)
-    if any(is_mapped(array) for array in arrays) or row * samples > limit or samples > np.iinfo(np.int32).max:
-        return Chunked(structure, arrays, order, max(1, min(chunk_bytes // max(row * size, 1), chunk_batches)), weights)
+    if row * order.samples > limit or any(is_mapped(array) for array in arrays):
+        capacity = min(chunk_bytes // max(row * order.size, 1), chunk_batches)
+        return Chunked(structure, arrays, order, max(capacity, 1), weights)
     arrays = [cast(array) for array in arrays]
     if weights is not None:
         weigh(arrays, weights, None, axes=1)
