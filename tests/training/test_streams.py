@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kustom import errors
-from kustom.training import streams
+from kustom.training import onepass
 from kustom.training.data import open_source
 
 SAMPLES = st.integers(1, 40)
@@ -154,7 +154,7 @@ def test_what_was_drawn_and_not_taken_comes_next(kind):
     rest = open_source(iterator, chunk_batches=3)
     assert first(batches(rest)) == list(range(6, 40))
     rest.close()
-    assert not [held for held in streams._taps.values() if held[1] is iterator]
+    assert not [held for held in onepass._taps.values() if held[1] is iterator]
 
 
 def test_a_second_epoch_begun_early_loses_nothing():
@@ -171,12 +171,12 @@ def test_what_is_kept_dies_with_the_iterator():
     source.begin(0)
     source.take(1)
     source.close()
-    number, dead = len(streams._taps), weakref.ref(iterator)
-    assert streams._taps[id(iterator)][0].kept
+    number, dead = len(onepass._taps), weakref.ref(iterator)
+    assert onepass._taps[id(iterator)][0].kept
     del source, iterator
     gc.collect()
     assert dead() is None
-    assert len(streams._taps) == number - 1
+    assert len(onepass._taps) == number - 1
 
 
 class Trouble(Exception):
@@ -485,6 +485,29 @@ def test_torchs_random_numbers_are_drawn_at_the_same_points_of_each_run():
             assert source._apart is apart
             source.close()
         assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("steps", [None, 3])
+def test_a_shuffled_tf_dataset_taken_up_again_has_the_order_of_the_whole(steps):
+    def shuffled():
+        return in_tf_data(20, 4).unbatch().shuffle(20, seed=1).batch(4).apply(lambda d: d.take(5))
+
+    import tensorflow as tf
+
+    def known():
+        dataset = tf.data.Dataset.range(20).shuffle(20, seed=1).batch(4)
+        assert int(dataset.cardinality()) == 5
+        return dataset
+
+    for made in (shuffled, known):
+        source = open_source(made(), steps_per_epoch=steps)
+        whole = [first(batches(source, epoch)) for epoch in range(4)]
+        source.close()
+        assert len({tuple(order) for order in whole}) == 4
+        resumed = open_source(made(), steps_per_epoch=steps)
+        assert first(batches(resumed, 2, 1)) == whole[2][4:]
+        assert first(batches(resumed, 3)) == whole[3]
+        resumed.close()
 
 
 def test_a_source_is_closed_twice_and_begun_again():
