@@ -170,3 +170,338 @@ def test_every_draw(kind, seed):
     if seed != "number":
         one, two = program.run(data(samples=16)), program.run(data(samples=16))
         assert not torch.equal(one[0], two[0])
+
+
+def test_a_branch_on_a_traced_value_does_what_the_condition_says_and_carries_what_both_ways_assign():
+    w, count, seeds = keras.Variable([1.0, 2.0]), keras.Variable(0, dtype="int32", trainable=False), keras.random.SeedGenerator(1)
+
+    def yes(x):
+        w.assign_add([1.0, 1.0])
+        return ops.sum(x * w)
+
+    def no(x):
+        count.assign_add(1)
+        return ops.sum(keras.random.normal((2,), seed=seeds) * w)
+
+    def f(tensors):
+        [x] = tensors
+        nested = ops.cond(ops.sum(x) > 1, lambda: ops.cond(x[0, 0] > 0, lambda: yes(x[0]), lambda: no(x)), lambda: no(x))
+        return [nested]
+
+    program = as_eager(f, [torch.randn(64, 2)], steps=16)
+    assert len(program.written) == 3
+
+
+def test_a_switch_and_unrolled_loops():
+    v = keras.Variable(1.0)
+
+    def f(tensors):
+        [x] = tensors
+        index = ops.cast(ops.clip(x[0, 0] * 3, -1, 5), "int32")
+        chosen = ops.switch(index, [lambda: v.assign_add(1.0), lambda: v * 2, lambda: v * 0], *[])
+        carry, ys = ops.scan(lambda c, a: (c + a * v, c), ops.zeros((2,)), x)
+        mapped = ops.map(lambda a: a * v, x)
+        many = ops.vectorized_map(lambda a: ops.sum(a) * 2, x)
+        counted = ops.while_loop(lambda i, a: i < 3, lambda i, a: (i + 1, a * 2), (0, x))[1]
+        return [chosen + ops.sum(carry) + ops.sum(ys) + ops.sum(mapped) + ops.sum(many) + ops.sum(counted)]
+
+    as_eager(f, [torch.randn(64, 2)], steps=8)
+
+
+def test_gradients_through_a_branch():
+    model, optimizer = network(), keras.optimizers.Adam(0.01)
+    w = keras.Variable(2.0)
+
+    def f(tensors):
+        x, y = tensors
+        with kustom.GradientTape() as tape:
+            error = ops.mean(ops.square(model(x) - y))
+            loss = ops.cond(error > 1.5, lambda: error * w, lambda: ops.sqrt(error) * w)
+        variables = [*model.trainable_variables, w]
+        optimizer.apply(tape.gradient(loss, variables), variables)
+        return [loss.detach()]
+
+    as_eager(f, steps=12)
+
+
+REFUSED: dict[str, Callable[[Any], Any]] = {
+    "if": lambda x: 1.0 if x.sum() > 0 else 2.0,
+    "float": lambda x: float(x.sum()),
+    "item": lambda x: x.sum().item(),
+    "numpy": lambda x: ops.convert_to_numpy(x).sum(),
+    "tolist": lambda x: sum(x[0].tolist()),
+    "index": lambda x: range(10)[ops.argmax(x[0])],
+    "mask": lambda x: x[x > 0].sum(),
+    "nonzero": lambda x: torch.nonzero(x).sum(),
+    "equal": lambda x: 1.0 if torch.equal(x, x * 1) else 0.0,
+    "allclose": lambda x: 1.0 if torch.allclose(x, x * 1) else 0.0,
+    "while": lambda x: ops.while_loop(lambda a: ops.sum(a) < 100, lambda a: a + 1.0, (x,))[0].sum(),
+    "draw in a branch": lambda x: ops.cond(ops.sum(x) > 0, lambda: torch.rand(()), lambda: ops.sum(x)),
+    "another tensor": lambda x: setattr(x, "data", x * 2) or x.sum(),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_value_that_python_asks_for_is_refused_and_the_line_named(name):
+    w, example = keras.Variable([1.0, 2.0]), torch.randn(3, 2)
+    chance = torch.get_rng_state()
+
+    def f(tensors):
+        w.assign_add([1.0, 1.0])
+        torch.rand(3)
+        return [torch.as_tensor(REFUSED[name](tensors[0] * w)) * w[0]]
+
+    with pytest.raises(BranchOnValue) as caught:
+        Program(f, [example])
+    path, line = caught.value.line.rsplit(":", 1)
+    assert path == __file__
+    with open(__file__, encoding="utf-8") as file:
+        assert f'    "{name}"' in file.readlines()[int(line) - 1]
+    assert numbers([w])[0].tolist() == [1, 2]
+    assert torch.equal(torch.get_rng_state(), chance)
+
+
+def test_what_is_always_the_same_may_be_asked():
+    def f(tensors):
+        one = ops.ones((3,))
+        return [ops.sum(tensors[0]) * float(ops.sum(one)) if one[0] > 0 else tensors[0]]
+
+    as_eager(f, [torch.randn(64, 2)])
+
+
+def test_a_failure_while_recording_changes_nothing_and_is_the_users_own():
+    class Odd(Exception):
+        pass
+
+    model, optimizer, mean = network(keras.layers.BatchNormalization()), keras.optimizers.Adam(), keras.metrics.Mean()
+    step = training(model, optimizer, mean)
+
+    def f(tensors):
+        step(tensors)
+        raise Odd("here")
+
+    with pytest.raises(Odd, match="here"):
+        Program(f, data())
+    assert optimizer.built
+    for v in [*model.variables, *optimizer.variables, *mean.variables]:
+        value = v.value
+        assert type(value) is torch.nn.Parameter
+        assert value.device.type == "cpu"
+        assert value.grad_fn is None
+        assert value.requires_grad == v.trainable
+        assert np.isfinite(numbers([v])[0]).all()
+    assert int(optimizer.iterations) == 0
+    assert all(not numbers([v])[0].any() for v in optimizer.variables if "momentum" in v.path)
+    as_eager(step)
+
+
+def test_a_failure_while_running_restores_the_state_of_the_start():
+    table, w, seeds = keras.Variable(np.ones((4, 2), "float32")), keras.Variable(0.0), keras.random.SeedGenerator(2)
+
+    def f(tensors):
+        w.assign_add(1.0)
+        torch.rand(2)
+        keras.random.normal((2,), seed=seeds)
+        return [ops.sum(ops.take(table, tensors[0], axis=0)) * w]
+
+    good, bad = torch.zeros(5, dtype=torch.int64), torch.full((5,), 9)
+    program = Program(f, [good])
+    for go in (lambda: program.run([bad]), lambda: program.loop([torch.stack([good, good, bad])], None, 0, 3)):
+        program.run([good])
+        before, chance = numbers([w, seeds.state]), torch.get_rng_state()
+        with pytest.raises(IndexError):
+            go()
+        same(numbers([w, seeds.state]), before, ["w", "seeds"])
+        assert torch.equal(torch.get_rng_state(), chance)
+
+
+def test_the_gradients_that_backward_leaves():
+    for clears in (True, False):
+        model, optimizer = network(), keras.optimizers.SGD(0.01)
+        optimizer.build(model.trainable_variables)
+
+        def f(tensors, model=model, optimizer=optimizer, clears=clears):
+            x, y = tensors
+            if clears:
+                model.zero_grad()
+            loss = ops.mean(ops.square(model(x) - y))
+            loss.backward()
+            optimizer.apply([v.value.grad.clone() for v in model.trainable_variables], model.trainable_variables)
+            return [loss.detach()]
+
+        leaves = [v.value for v in model.trainable_variables]
+        rows = torch.arange(64).reshape(4, 16)
+        program = Program(f, [a[:16] for a in data()])
+        assert all(leaf.grad is None for leaf in leaves)
+        kept = program.keep()
+        eager = [f([a[row] for a in data()])[0] for row in rows]
+        gradients, values = [leaf.grad.clone() for leaf in leaves], numbers(model.variables)
+        for way in ("run", "loop"):
+            program.restore(kept)
+            for leaf in leaves:
+                leaf.grad = None
+            if way == "run":
+                assert [float(program.run([a[row] for a in data()])[0]) for row in rows] == [float(x) for x in eager]
+            else:
+                program.loop(data(), rows, 0, 4)
+            same(numbers(model.variables), values, ["w"] * len(values))
+            same([leaf.grad for leaf in leaves], gradients, ["gradient"] * len(leaves))
+
+
+@pytest.mark.parametrize("way", ["tape", "persistent", "nested", "value_and_grad", "jacobian", "custom", "autograd", "torch.func"])
+def test_every_way_to_differentiate(way):
+    model, optimizer = network(), keras.optimizers.Adam(0.01)
+    square = kustom.custom_gradient(lambda x: (x * x, lambda g: 3 * g * x))
+
+    def gradients(x, y):
+        variables = model.trainable_variables
+
+        def value(x=x):
+            return ops.mean(ops.square(model(x) - y))
+
+        if way == "value_and_grad":
+            return kustom.value_and_grad(value, variables=variables)()
+        if way == "autograd":
+            loss = value()
+            return loss, list(torch.autograd.grad(loss, [v.value for v in variables]))
+        if way == "torch.func":
+            part = torch.func.grad(lambda a: torch.sum(torch.tanh(a) ** 2))(x)
+            return torch.sum(part), [ops.ones_like(v) for v in variables]
+        with kustom.GradientTape(persistent=way == "persistent") as tape:
+            if way == "nested":
+                with kustom.GradientTape() as inner:
+                    inner.watch(x)
+                    y_pred = model(x)
+                loss = value() + ops.mean(ops.square(inner.gradient(y_pred, x)))
+            elif way == "custom":
+                loss = ops.mean(square(model(x) - y))
+            elif way == "jacobian":
+                y_pred = model(x)
+                loss = ops.mean(ops.square(y_pred - y))
+            else:
+                loss = value()
+                more = ops.sum(ops.square(loss))
+        if way == "persistent":
+            return loss, [a + b for a, b in zip(tape.gradient(loss, variables), tape.gradient(more, variables), strict=True)]
+        if way == "jacobian":
+            return loss, [ops.mean(each, axis=(0, 1)) for each in tape.jacobian(y_pred, variables)]
+        return loss, tape.gradient(loss, variables)
+
+    def f(tensors):
+        loss, found = gradients(*tensors)
+        optimizer.apply(found, model.trainable_variables)
+        return [loss.detach()]
+
+    as_eager(f)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision(policy):
+    before = keras.mixed_precision.dtype_policy()
+    keras.mixed_precision.set_dtype_policy(policy)
+    try:
+        model = network(keras.layers.Dense(8, activation="gelu"), keras.layers.BatchNormalization(), keras.layers.Dropout(0.2))
+        optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01), initial_scale=2.0**17)
+        as_eager(training(model, optimizer, keras.metrics.MeanAbsoluteError()), steps=6)
+    finally:
+        keras.mixed_precision.set_dtype_policy(before)
+
+
+def test_statistics_metrics_added_losses_constraints_and_two_optimizers():
+    class Added(keras.layers.Layer):
+        def call(self, x):
+            self.add_loss(ops.mean(ops.square(x)) * 0.1)
+            return x
+
+    a = network(keras.layers.Dense(6, kernel_constraint="max_norm", kernel_regularizer="l2"), keras.layers.BatchNormalization(), Added())
+    b = network(keras.layers.LayerNormalization(), keras.layers.Dense(3, activation="selu"))
+    metrics = [keras.metrics.MeanAbsoluteError(), keras.metrics.R2Score(), keras.metrics.RootMeanSquaredError()]
+    first, second = training(a, keras.optimizers.Adam(0.01), *metrics), training(b, keras.optimizers.Nadam(0.01))
+    as_eager(lambda tensors: first(tensors) + second(tensors), steps=6)
+
+
+def test_a_small_convolutional_network_is_heavy():
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(4, 3, activation="relu", padding="same"),
+            keras.layers.MaxPooling2D(),
+            keras.layers.Flatten(),
+            keras.layers.Dropout(0.3, seed=1),
+            keras.layers.Dense(1),
+        ]
+    )
+    images = torch.randn(64, 8, 8, 1)
+    program = as_eager(training(model, keras.optimizers.Adam(0.01)), [images, images.mean((1, 2))])
+    assert program.heavy
+    assert not as_eager(training(network(), keras.optimizers.Adam(0.01))).heavy
+
+
+@pytest.mark.parametrize("layer", ["LSTM", "GRU", "SimpleRNN", "Embedding", "MultiHeadAttention"])
+def test_other_layers(layer):
+    tokens = keras.Input((5,), dtype="int64")
+    x = keras.layers.Embedding(11, 6)(tokens)
+    if layer == "MultiHeadAttention":
+        x = keras.layers.MultiHeadAttention(2, 3, dropout=0.1)(x, x)
+    elif layer != "Embedding":
+        x = getattr(keras.layers, layer)(4, return_sequences=True, dropout=0.1)(x)
+    x = keras.layers.GlobalAveragePooling1D()(x)
+    model = keras.Model(tokens, keras.layers.Dense(1)(x))
+    batch = [torch.randint(0, 11, (64, 5)), torch.randn(64, 1)]
+    as_eager(training(model, keras.optimizers.Adam(0.01)), batch)
+
+
+def test_between_two_calls_the_variables_are_the_truth():
+    w = keras.Variable([1.0, 2.0])
+
+    def f(tensors):
+        w.assign(w * 2 + tensors[0])
+        return [ops.sum(w)]
+
+    program = Program(f, [torch.zeros(2)])
+    held, value = w.value, w.value.detach()
+    program.run([torch.zeros(2)])
+    assert w.value is held
+    assert value.tolist() == [2, 4]
+    w.assign([5.0, 5.0])
+    assert float(program.run([torch.zeros(2)])[0]) == 20
+    # Another tensor in the variable's place, as a quantization or a move to another device puts there.
+    w._value = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
+    assert float(program.run([torch.zeros(2)])[0]) == 4
+    w._value.data = torch.tensor([3.0, 3.0])
+    assert float(program.loop([torch.zeros(1, 2)], None, 0, 1)[0]) == 12
+    assert numbers([w])[0].tolist() == [6, 6]
+    assert held.tolist() == [10, 10]
+
+
+def test_two_variables_in_one_memory():
+    memory = torch.zeros(4)
+    a, b = keras.Variable(memory[:2]), keras.Variable(memory[1:3])
+
+    def f(tensors):
+        a.assign_add(tensors[0][0])
+        b.assign_add(tensors[0][0] * a)
+        return [ops.sum(a) + ops.sum(b)]
+
+    as_eager(f, [torch.randn(8, 2)])
+    assert numbers([a])[0][1] == numbers([b])[0][0]
+
+
+def test_variables_made_at_each_call_are_refused():
+    with pytest.raises(ValueError, match="makes variables at each call"):
+        Program(lambda t: [ops.sum(keras.Variable([1.0]) * t[0])], [torch.zeros(1)])
+
+
+def test_a_program_dies_with_its_owner():
+    model, optimizer = network(keras.layers.Dropout(0.5, seed=1)), keras.optimizers.Nadam(0.01)
+    program = Program(training(model, optimizer), data())
+    program.run(data())
+    program.loop([a[None] for a in data()], None, 0, 1)
+    dead = [weakref.ref(program), weakref.ref(model), weakref.ref(optimizer), weakref.ref(program._engine)]
+    from kustom.backends.lifting.torch import lowering
+
+    assert lowering._functions
+    del program, model, optimizer
+    gc.collect()
+    assert [each() for each in dead] == [None] * 4
+    assert not lowering._functions

@@ -29,7 +29,7 @@ _READ = _aten._local_scalar_dense.default
 _INDEX = _aten.index.Tensor
 _SETS_GRAD = torch.Tensor.grad.__set__  # type: ignore[attr-defined]
 _SETS_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
-_LEAVES = (torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__dlpack__)
+_LEAVES = (torch.Tensor.__array__, torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__dlpack__)
 
 
 class Storage:
