@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import signal
+import threading
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -505,3 +508,80 @@ def test_a_program_dies_with_its_owner():
     gc.collect()
     assert [each() for each in dead] == [None] * 4
     assert not lowering._functions
+
+
+@pytest.mark.parametrize("pooling", ["max", "average"])
+def test_images_are_not_copied_for_pooling_and_the_numbers_stay(pooling):
+    Pool = keras.layers.MaxPooling2D if pooling == "max" else keras.layers.AveragePooling2D
+    images = keras.Input((12, 12, 2))
+    x = Pool(2)(keras.layers.Conv2D(4, 3, activation="relu", padding="same")(images))
+    x = Pool(2)(keras.layers.Conv2D(8, 3, activation="relu")(x))
+    model = keras.Model(images, keras.layers.Dense(1)(keras.layers.Flatten()(x)))
+    batch = torch.randn(64, 12, 12, 2)
+    program = as_eager(training(model, keras.optimizers.Adam(0.01)), [batch, batch.mean((1, 2, 3))[:, None]], close=1e-6)
+    copies = [node for node in program._recording.nodes if node.kwargs.get("memory_format") is torch.contiguous_format]
+    assert not [node for node in copies if node.args[0].like.dim() == 4]
+
+
+def test_the_python_function_does_the_same_where_the_interpreter_is_gone(monkeypatch):
+    monkeypatch.delattr(torch._C, "parse_ir")
+    model = network(keras.layers.Dropout(0.5, seed=1), keras.layers.Dense(3), keras.layers.Dropout(0.2))
+    program = as_eager(training(model, keras.optimizers.Nadam(0.01)))
+    assert type(program._engine).__name__ == "Python"
+
+
+def test_nothing_of_the_interpreter_warns_and_its_names_are_there():
+    from kustom.backends.lifting.torch import lowering
+
+    assert type(as_eager(training(network(), keras.optimizers.Nadam(0.01)))._engine) is lowering.Script
+    for name in ("parse_ir", "_create_function_from_graph", "_get_graph_executor_optimize", "_set_graph_executor_optimize"):
+        assert hasattr(torch._C, name)
+    before = torch._C._get_graph_executor_optimize()
+    Program(lambda t: [t[0] * 2], [torch.ones(2)]).run([torch.ones(2)])
+    assert torch._C._get_graph_executor_optimize() is before
+
+
+@pytest.mark.parametrize("calls", ["none", "Python in between", "the Python function"])
+def test_ctrl_c_waits_until_the_step_is_whole(calls, monkeypatch):
+    if calls == "the Python function":
+        monkeypatch.delattr(torch._C, "parse_ir")
+    table, counts = keras.Variable(np.zeros((200, 200), "float32")), [keras.Variable(0, dtype="int64", trainable=False) for _ in range(3)]
+    seeds = keras.random.SeedGenerator(1)
+
+    def f(tensors):
+        for count in counts:
+            table.assign(ops.matmul(table, table) * 0.5)
+            if calls != "none":
+                keras.random.normal((2,), seed=seeds)
+            count.assign_add(1)
+        return [tensors[0]]
+
+    program = Program(f, [torch.zeros(())])
+    main = threading.get_ident()
+    timer = threading.Timer(0.05, lambda: signal.pthread_kill(main, signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(2000):
+            program.loop([torch.zeros(50)], None, 0, 50)
+    timer.join()
+    made = {int(count) for count in counts}
+    assert len(made) == 1
+    assert int(seeds.state[1]) == (0 if calls == "none" else 3 * made.pop())
+    program.run([torch.zeros(())])
+
+
+@pytest.mark.slow
+def test_inductor_in_the_same_class_of_numbers():
+    model = network(keras.layers.Dense(6, activation="elu"), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5))
+    f = training(model, keras.optimizers.Nadam(0.01), keras.metrics.MeanAbsoluteError())
+    rows = torch.arange(64).reshape(4, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = Program(f, [a[:16] for a in data()], compiler="inductor")
+        kept = program.keep()
+        for row in rows:
+            f([a[row] for a in data()])
+        eager = numbers(program.variables)
+        program.restore(kept)
+        program.loop(data(), rows, 0, 4)
+    same(numbers(program.variables), eager, [v.path for v in program.variables], 1e-5)

@@ -23,6 +23,7 @@ import torch
 from kustom.backends import keras as private
 from kustom.backends.lifting.torch import lowering
 from kustom.backends.lifting.torch.graph import simplified
+from kustom.backends.lifting.torch.layout import relaxed
 from kustom.backends.lifting.torch.recorder import Call, Node, Recording, Value, record
 
 __all__ = ["Program"]
@@ -60,6 +61,7 @@ class Program:
         used = list(recording.variables.values())
         owners = {id(value): variable for value, variable in _by_tensor(recording)}
         simplified(recording)
+        relaxed(recording, examples)
         self._recording = recording
         self._cells = [_Cell(owners.get(id(value)), value.tensor) for value in recording.state]
         writes = [bool(value.storage.writes) for value in recording.state]
