@@ -26,6 +26,8 @@ _POOLS = {
     _aten.avg_pool2d_backward.default,
 }
 
+_FORMATS = {torch.contiguous_format, torch.channels_last}
+
 
 def relaxed(recording: Recording, examples: Sequence[Any]) -> None:
     """Leave out the copies of images before pooling, where all goes on without them."""
@@ -38,7 +40,7 @@ def relaxed(recording: Recording, examples: Sequence[Any]) -> None:
     other = {}
     for node in copies:
         [out], source = node.outputs, node.args[0]
-        pooled = out not in results and all(user.func in _POOLS for user in users.get(out, []))
+        pooled = out not in results and all(_takes_either(user) for user in users.get(out, []))
         if out is not None and pooled and not (out.storage.writes or source.storage.writes):
             other[out] = source
     if not other:
@@ -67,6 +69,11 @@ def _is_copy(node: Node) -> bool:
         return False
     like = node.args[0].like
     return like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last)
+
+
+def _takes_either(node: Node) -> bool:
+    """Whether an operation gives the same in either layout: pooling, or a copy into a layout of its own."""
+    return node.func in _POOLS or (node.func is _aten.clone.default and node.kwargs.get("memory_format") in _FORMATS)
 
 
 def _tried(recording: Recording, values: list[Value], examples: Sequence[Any]) -> list[Any]:
