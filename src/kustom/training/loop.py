@@ -444,7 +444,7 @@ class _Fit:
                     break
                 if hooks is None:
                     hooks = self._prepared(block)
-                    hooks.call("on_train_begin")
+                    hooks.begin()
                 self._epoch(epoch, block, hooks, line)
                 if hooks.stop or self._source.ended:
                     break
@@ -468,6 +468,7 @@ class _Fit:
         hooks = Hooks(self._callbacks, model, params)
         if model is not None:
             self._history.set_model(model)
+            model.history = self._history  # pyright: ignore[reportAttributeAccessIssue]  (Keras sets it in fit, too)
             hooks.lend_optimizer(entry.reached.all(keras.optimizers.Optimizer))
         return hooks
 
