@@ -38,6 +38,7 @@ __all__ = [
     "backend_module",
     "compute_output_spec",
     "descendants",
+    "functional_of",
     "get_keras_mask",
     "has_value",
     "in_call",
@@ -172,6 +173,11 @@ def sublayers(layer: keras.layers.Layer) -> list[Any]:
 def descendants(layer: keras.layers.Layer) -> list[Any]:
     """The layers below `layer`, at any depth."""
     return list(layer._flatten_layers(include_self=False))
+
+
+def functional_of(model: keras.Model) -> Any:
+    """The functional model that a `Sequential` keeps and runs, which is no layer of it; None in others."""
+    return getattr(model, "_functional", None)
 
 
 def metrics_of(layer: keras.layers.Layer) -> list[Any]:

@@ -600,7 +600,7 @@ def _trained(entry: Entry) -> keras.Model | None:
     """The model that a step trains, if it is one: the outermost of those whose trainable variables it touches."""
     touched = {id(v) for v in entry.program.variables}
     models = [m for m in entry.reached.all(keras.Model) if any(id(v) in touched for v in m.trainable_variables)]
-    inner = {id(layer) for m in models for layer in private.descendants(m)}
+    inner = {id(layer) for m in models for layer in (*private.descendants(m), private.functional_of(m))}
     outer = [m for m in models if id(m) not in inner]
     return outer[0] if len(outer) == 1 else None
 
