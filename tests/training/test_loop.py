@@ -389,6 +389,11 @@ def test_what_a_loop_is_made_of():
         kustom.Loop(lambda x: None).evaluate(X)
 
 
+def test_there_is_no_way_to_execute_of_another_backend():
+    with pytest.raises(errors.ExecutionError, match="loop\\+neuron"):
+        kustom.Loop(lambda x: None).fit(X, execution="loop+neuron", verbose=0)
+
+
 def test_nothing_is_done_for_no_epochs():
     count, _, step = seen()
     history = kustom.Loop(step).fit(X, epochs=0, verbose=0)
