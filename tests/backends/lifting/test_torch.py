@@ -153,7 +153,9 @@ def test_every_layer_that_draws_draws_afresh_and_as_eager_keras(name):
     as_eager(training(network(SEEDED[name](), keras.layers.Dense(4)), keras.optimizers.SGD(0.01)))
 
 
-@pytest.mark.parametrize("kind", ["normal", "uniform", "randint", "truncated_normal", "categorical", "gamma", "beta", "binomial", "shuffle"])
+@pytest.mark.parametrize(
+    "kind", ["normal", "uniform", "randint", "truncated_normal", "categorical", "gamma", "beta", "binomial", "shuffle"]
+)
 @pytest.mark.parametrize("seed", ["generator", "global", "number"])
 def test_every_draw(kind, seed):
     generator = {"generator": keras.random.SeedGenerator(3), "global": None, "number": 7}[seed]
@@ -416,7 +418,9 @@ def test_statistics_metrics_added_losses_constraints_and_two_optimizers():
             self.add_loss(ops.mean(ops.square(x)) * 0.1)
             return x
 
-    a = network(keras.layers.Dense(6, kernel_constraint="max_norm", kernel_regularizer="l2"), keras.layers.BatchNormalization(), Added())
+    a = network(
+        keras.layers.Dense(6, kernel_constraint="max_norm", kernel_regularizer="l2"), keras.layers.BatchNormalization(), Added()
+    )
     b = network(keras.layers.LayerNormalization(), keras.layers.Dense(3, activation="selu"))
     metrics = [keras.metrics.MeanAbsoluteError(), keras.metrics.R2Score(), keras.metrics.RootMeanSquaredError()]
     first, second = training(a, keras.optimizers.Adam(0.01), *metrics), training(b, keras.optimizers.Nadam(0.01))
@@ -451,7 +455,19 @@ def test_other_layers(layer):
     x = keras.layers.GlobalAveragePooling1D()(x)
     model = keras.Model(tokens, keras.layers.Dense(1)(x))
     batch = [torch.randint(0, 11, (64, 5)), torch.randn(64, 1)]
-    as_eager(training(model, keras.optimizers.Adam(0.01)), batch)
+    program = as_eager(training(model, keras.optimizers.Adam(0.01)), batch)
+    assert program.heavy == (layer in ("LSTM", "GRU", "SimpleRNN"))
+
+
+def test_tensors_of_another_kind_are_refused():
+    program = Program(lambda t: [ops.sum(t[0]) / t[0].shape[0]], [torch.ones(2, 3)])
+    for other in (torch.ones(3, 3), torch.ones(2, 3, dtype=torch.float64)):
+        with pytest.raises(ValueError, match="this program is for tensors of"):
+            program.run([other])
+        with pytest.raises(ValueError, match="this program is for tensors of"):
+            program.loop([other[None]], None, 0, 1)
+    with pytest.raises(ValueError, match="this program is for tensors of"):
+        program.loop([torch.ones(5, 3)], torch.zeros(1, 3, dtype=torch.int64), 0, 1)
 
 
 def test_between_two_calls_the_variables_are_the_truth():
@@ -545,7 +561,10 @@ def test_nothing_of_the_interpreter_warns_and_its_names_are_there():
 def test_ctrl_c_waits_until_the_step_is_whole(calls, monkeypatch):
     if calls == "the Python function":
         monkeypatch.delattr(torch._C, "parse_ir")
-    table, counts = keras.Variable(np.zeros((200, 200), "float32")), [keras.Variable(0, dtype="int64", trainable=False) for _ in range(3)]
+    table, counts = (
+        keras.Variable(np.zeros((200, 200), "float32")),
+        [keras.Variable(0, dtype="int64", trainable=False) for _ in range(3)],
+    )
     seeds = keras.random.SeedGenerator(1)
 
     def f(tensors):
@@ -560,9 +579,13 @@ def test_ctrl_c_waits_until_the_step_is_whole(calls, monkeypatch):
     main = threading.get_ident()
     timer = threading.Timer(0.05, lambda: signal.pthread_kill(main, signal.SIGINT))
     timer.start()
-    with pytest.raises(KeyboardInterrupt):
+
+    def train():
         for _ in range(2000):
             program.loop([torch.zeros(50)], None, 0, 50)
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
     timer.join()
     made = {int(count) for count in counts}
     assert len(made) == 1

@@ -10,6 +10,7 @@ attributes and globals that it looked at, the arrays that it read, `requires_gra
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import signal
 import threading
@@ -24,7 +25,8 @@ from kustom.backends import keras as private
 from kustom.backends.lifting.torch import lowering
 from kustom.backends.lifting.torch.graph import simplified
 from kustom.backends.lifting.torch.layout import relaxed
-from kustom.backends.lifting.torch.recorder import Call, Node, Recording, Value, record
+from kustom.backends.lifting.torch.recorder import chance, give_chance, record
+from kustom.backends.lifting.torch.recording import Call, Node, Recording, Value
 
 __all__ = ["Program"]
 
@@ -63,6 +65,7 @@ class Program:
         simplified(recording)
         relaxed(recording, examples)
         self._recording = recording
+        self._kinds = [(example.shape, example.dtype) for example in examples]
         self._cells = [_Cell(owners.get(id(value)), value.tensor) for value in recording.state]
         writes = [bool(value.storage.writes) for value in recording.state]
         self.variables: list[keras.Variable] = _once(used)
@@ -73,7 +76,7 @@ class Program:
                 if is_written and cell.variable is not None
             ]
         )
-        self.heavy = any(name in str(node.func) for node in recording.nodes for name in _HEAVY)
+        self.heavy = _is_heavy(recording)
         self._written = [i for i, is_written in enumerate(writes) if is_written]
         self._fragile = _fragile(recording)
         self._draws = any(node.random for node in recording.nodes)
@@ -103,6 +106,7 @@ class Program:
 
     def run(self, tensors: Sequence[Any]) -> list[Any]:
         """One step."""
+        self._check([(x.shape, x.dtype) for x in tensors])
         self._refresh(tensors)
         with torch.no_grad(), self._held():
             out = self._do("run", self._fragile, list(tensors))
@@ -120,6 +124,8 @@ class Program:
             count: How many steps.
         """
         data = list(data)
+        given = [(a.shape[1:] if rows is None else (*rows.shape[1:], *a.shape[1:]), a.dtype) for a in data]
+        self._check(given)
         device = data[0].device if data else "cpu"
         totals = [torch.zeros((), dtype=torch.float64, device=device) for _ in range(self._many)]
         if not count:
@@ -143,6 +149,11 @@ class Program:
                 raise
         return totals
 
+    def _check(self, given: list[tuple[Any, Any]]) -> None:
+        # Sizes are numbers in the operations: others would be computed with in silence, and wrongly.
+        if given != self._kinds:
+            raise ValueError(f"this program is for tensors of {self._kinds}, not of {given}.")
+
     def _single(self, data: list[Any], rows: Any, i: int, totals: list[Any]) -> None:
         for total, out in zip(totals, self.run(_batch(data, rows, i)), strict=True):
             total.add_(out)
@@ -156,12 +167,12 @@ class Program:
     def keep(self) -> Any:
         """A copy of everything that a step writes, the state of the random numbers included."""
         _, values, _, generators = self._copies(self._written)
-        return [self._cells[i] for i in self._written], values, torch.get_rng_state(), generators
+        return [self._cells[i] for i in self._written], values, chance(), generators
 
     def restore(self, kept: Any) -> None:
         """Put back what `keep` kept."""
-        cells, values, chance, generators = kept
-        self._put_back(([cell.tensor() for cell in cells], values, chance, generators))
+        cells, values, drawn, generators = kept
+        self._put_back(([cell.tensor() for cell in cells], values, drawn, generators))
 
     def _refresh(self, examples: Sequence[Any]) -> None:
         """Record anew where a leaf has no gradient now and had one then, or has another."""
@@ -190,17 +201,17 @@ class Program:
             raise
 
     def _copies(self, which: list[int]) -> Any:
-        chance = torch.get_rng_state() if self._draws else None
+        drawn = chance() if self._draws else None
         generators = [(generator, generator.get_state()) for generator in self._recording.generators]
         tensors = [self._cells[i].tensor() for i in which]
         with torch.no_grad():
-            return tensors, [tensor.clone() for tensor in tensors], chance, generators
+            return tensors, [tensor.clone() for tensor in tensors], drawn, generators
 
     def _put_back(self, kept: Any) -> None:
-        tensors, values, chance, generators = kept
+        tensors, values, drawn, generators = kept
         _copy(tensors, values)
-        if chance is not None:
-            torch.set_rng_state(chance)
+        if drawn is not None:
+            give_chance(drawn)
         for generator, held in generators:
             generator.set_state(held)
 
@@ -243,6 +254,18 @@ class _Cell:
         if found is not self._found or found.data_ptr() != self._place:
             self._set(found)
         return self._alias
+
+
+def _is_heavy(recording: Recording) -> bool:
+    """Whether there is a convolution, or a recurrence: one matrix that is multiplied with again and again."""
+    times: collections.Counter[Value] = collections.Counter()
+    for node in recording.nodes:
+        name = str(node.func)
+        if any(heavy in name for heavy in _HEAVY):
+            return True
+        if name.startswith(("aten.mm.", "aten.addmm.", "aten.bmm.")):
+            times.update(set(node.values()))
+    return any(count > 4 for count in times.values())
 
 
 def _by_tensor(recording: Recording) -> Iterator[tuple[Value, keras.Variable]]:
