@@ -266,6 +266,21 @@ def test_a_value_that_python_asks_for_is_refused_and_the_line_named(name):
     assert torch.equal(torch.get_rng_state(), chance)
 
 
+def test_a_tensor_that_python_carries_is_refused_and_one_that_it_holds_is_read_afresh():
+    held = {"previous": torch.ones(2), "same": torch.ones(2)}
+
+    def carries(tensors):
+        out = held["previous"] * tensors[0]
+        held["previous"] = out.detach() + 1
+        return [ops.sum(out)]
+
+    with pytest.raises(BranchOnValue, match="keeps from one step to the next"):
+        Program(carries, [torch.ones(2)])
+    program = Program(lambda t: [ops.sum(held["same"] * t[0])], [torch.ones(2)])
+    held["same"].mul_(3)
+    assert float(program.run([torch.ones(2)])[0]) == 6
+
+
 def test_what_is_always_the_same_may_be_asked():
     def f(tensors):
         one = ops.ones((3,))

@@ -62,6 +62,7 @@ def record(f: Callable[[list[Any]], list[Any]], examples: Sequence[Any]) -> Reco
         if run.refusal is not None:
             raise run.refusal
         run.note_gradients()
+        run.refuse_abandoned(f)
         # Now: the state of Keras's own seed is one of them, too.
         recording.made = list(run.made)
     for value in run.values.values():
@@ -317,6 +318,16 @@ class _Run(TorchDispatchMode):
             if after is not before or accumulated:
                 value = None if after is None else self.value_of(after)
                 self.recording.gradients.append((leaf, before, value, not was_set))
+
+    def refuse_abandoned(self, f: Any) -> None:
+        """Refuse state that nobody holds any more: it was replaced (`self.previous = x`), and the next step reads another."""
+        held = {id(before) for _, before, _ in self._gradients.values()} | self.recording.variables.keys()
+        for value in self.recording.state:
+            # One for the value, one for the question.
+            if id(value.tensor) not in held and sys.getrefcount(value.tensor) <= 2 and not value.tensor.requires_grad:
+                code = getattr(f, "__code__", None)
+                line = f"{code.co_filename}:{code.co_firstlineno}" if code else "the function"
+                raise BranchOnValue(line, "a tensor that Python keeps from one step to the next")
 
     def undo(self) -> None:
         """Give everything that outlives the run what it had before."""
