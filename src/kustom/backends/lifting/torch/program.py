@@ -281,7 +281,7 @@ def _once(variables: list[keras.Variable]) -> list[keras.Variable]:
 
 def _fragile(recording: Recording) -> list[int]:
     """The state that is written before the last operation that may fail: the others are written whole or not at all."""
-    everywhere = any(value.tensor.device.type != "cpu" for value in recording.state)
+    everywhere = not recording.on_host
     risky = [position for position, node in enumerate(recording.nodes) if _may_fail(node, everywhere)]
     last = max(risky, default=-1)
     return [i for i, value in enumerate(recording.state) if value.storage.writes and value.storage.writes[0] < last]

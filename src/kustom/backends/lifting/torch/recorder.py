@@ -65,6 +65,7 @@ def record(f: Callable[[list[Any]], list[Any]], examples: Sequence[Any]) -> Reco
         run.refuse_abandoned(f)
         # Now: the state of Keras's own seed is one of them, too.
         recording.made = list(run.made)
+    recording.on_host = all(value.tensor.device.type in ("cpu", "meta") for value in run.values.values())
     for value in run.values.values():
         value.like = torch.empty_strided(value.tensor.size(), value.tensor.stride(), dtype=value.tensor.dtype, device="meta")
         is_fixed = value.kind == "made" and not value.storage.varying and not value.storage.writes

@@ -105,6 +105,7 @@ class Recording:
         gradients: For each leaf whose `.grad` is another after the run: the leaf, that before, the value after, and
             whether the one before matters.
         generators: The generators that it drew from, other than torch's own.
+        on_host: All its tensors are in the host's memory.
     """
 
     def __init__(self) -> None:
@@ -116,3 +117,4 @@ class Recording:
         self.made: list[keras.Variable] = []
         self.gradients: list[tuple[Any, Any, Value | None, bool]] = []
         self.generators: list[Any] = []
+        self.on_host = True
