@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from kustom.gradients.transforms import hvp as hvp
     from kustom.gradients.transforms import jacobian as jacobian
     from kustom.gradients.transforms import value_and_grad as value_and_grad
+    from kustom.training.function import function as function
+    from kustom.training.loop import Loop as Loop
 
 _HOMES = {
     "loss": "kustom.defining.decorators",
@@ -62,6 +64,8 @@ _HOMES = {
     "custom_gradient": "kustom.gradients.custom",
     "numerical_gradient": "kustom.gradients.numerical",
     "check_gradient": "kustom.gradients.numerical",
+    "function": "kustom.training.function",
+    "Loop": "kustom.training.loop",
 }
 _MODULES = ("errors", "textbook", "typing")
 

@@ -11,28 +11,41 @@ import functools
 import os
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 __all__ = [
     "BackendError",
+    "BranchError",
     "BuildError",
+    "CallbackError",
     "ClosureError",
     "ConfigError",
+    "DataError",
+    "DataWarning",
     "DefinitionError",
     "DtypeMixError",
+    "EagerWarning",
+    "ExecutionError",
+    "FunctionError",
     "GradientCheckError",
     "GradientError",
     "GradientWarning",
     "KustomError",
+    "MetricWarning",
     "MissingSettingError",
     "NameClashError",
+    "NonFiniteError",
     "ReservedNameError",
+    "RetraceWarning",
     "ReturnError",
     "SettingError",
     "ShapeError",
+    "StepError",
     "TapeError",
     "TfKerasError",
+    "TracerWarning",
     "TrackingError",
     "UnknownSettingError",
     "UnsavableSettingError",
@@ -156,6 +169,14 @@ class ReturnError(KustomError, TypeError):
     """
 
 
+class BranchError(KustomError, RuntimeError):
+    """A compiled step does inside a branch or a body what cannot be carried out of it.
+
+    Wrong: `ops.vectorized_map(f, x)` where `f` assigns to a variable, which would then have one value an entry.
+    Right: assign outside, from what it returns; or `ops.map`, which goes from one entry to the next.
+    """
+
+
 class BuildError(KustomError, ValueError):
     """A layer or model was built, but some of its weights were not; they would come back from a file as fresh ones.
 
@@ -227,6 +248,103 @@ class GradientWarning(KustomError, UserWarning):
     """
 
 
+class FunctionError(KustomError, TypeError):
+    """A function was given to be compiled, or was called, in a way that cannot be.
+
+    Wrong: `kustom.function(model.fit(x, y))`. Right: `kustom.function(step)`.
+    """
+
+
+class StepError(KustomError, TypeError):
+    """A step does not fit the loop: what it takes is not what the data gives, or what it returns is no dict of scalars.
+
+    Wrong: `def step(x): ...` beside `loop.fit(x, y)`; `return y_pred`.
+    Right: `def step(x, y): ...`; `return {"loss": loss}`.
+    """
+
+
+class ExecutionError(KustomError, ValueError):
+    """A way to execute was asked for that there is not.
+
+    Wrong: `loop.fit(x, y, execution="fast")`. Right: `execution="auto"`, `"loop"`, `"step"`, `"eager"`.
+    """
+
+
+class NonFiniteError(KustomError, ArithmeticError):
+    """A loss became NaN or infinite; the variables are as they were before that step.
+
+    Wrong: a learning rate of 10. Right: a smaller one; or `loop.fit(..., on_nonfinite="skip")`.
+
+    Attributes:
+        step: The number of the step in the run, from 0.
+        epoch: The number of the epoch, from 0.
+        rows: Which rows of the arrays made the batch, int32; None where the data gives batches.
+        batch: What the step was given, as NumPy arrays in the step's structure.
+    """
+
+    def __init__(self, message: str, *, step: int, epoch: int, rows: Any, batch: Any) -> None:
+        super().__init__(message)
+        self.step = step
+        self.epoch = epoch
+        self.rows = rows
+        self.batch = batch
+
+
+class CallbackError(KustomError, ValueError):
+    """A callback does not fit the loop.
+
+    Wrong: `loop.fit(x, y, callbacks=[ModelCheckpoint(path)])` where the step trains two models.
+    Right: `kustom.Loop(step, model=generator)`, which says of which model a callback is.
+    """
+
+
+class MetricWarning(KustomError, UserWarning):
+    """A step updates a metric that the loop was not told of; it is reset and reported all the same.
+
+    Wrong: `Loop(step, metrics=[mean_loss])` where the step updates `mae`, too. Right: `metrics=[mean_loss, mae]`.
+    """
+
+
+class EagerWarning(KustomError, UserWarning):
+    """A step needs a value to go on, so that it runs as plain Python, many times slower.
+
+    Wrong: `if loss > 1: weight.assign(0.5)`.
+    Right: `weight.assign(ops.where(loss > 1, 0.5, weight))`, or `ops.cond`.
+    """
+
+
+class RetraceWarning(KustomError, UserWarning):
+    """A function is traced again and again, which costs more than it saves.
+
+    Wrong: batches of many sizes; text that counts up as an argument; a Python attribute that changes with each call.
+    Right: batches of one size, numbers and tensors as arguments, state in variables.
+    """
+
+
+class TracerWarning(KustomError, UserWarning):
+    """A tensor was kept in an attribute while a step was traced, when it has no value; the attribute was put back.
+
+    Wrong: `self.last_loss = loss` in a compiled step. Right: `self.last_loss.assign(loss)`, a variable; or return it.
+    """
+
+
+class DataError(KustomError, ValueError):
+    """Data cannot be trained on as it was given: its kind, shapes or dtypes, or an argument that does not fit it.
+
+    Wrong: `loop.fit(dataset, y)`, where the batches of `dataset` must hold their targets themselves.
+    Right: `loop.fit(dataset)` with a dataset of pairs `(x, y)`.
+    """
+
+
+class DataWarning(KustomError, UserWarning):
+    """A source gave fewer batches than it was asked for, and training ends there.
+
+    Wrong: `loop.fit(generator(), epochs=5)`, where the first epoch takes all that the generator has.
+    Right: `steps_per_epoch=` with a generator that lasts for all epochs, or a source that can be begun anew, such as a list
+    of batches or a `keras.utils.PyDataset`.
+    """
+
+
 class TfKerasError(KustomError, TypeError):
     """An object of `tf_keras` (Keras 2) was given; kustom makes parts of Keras 3, and the two do not mix.
 
@@ -240,6 +358,14 @@ def refuse_tf_keras(*objects: Any) -> None:
         for cls in (obj if isinstance(obj, type) else type(obj)).__mro__:
             if cls.__module__.split(".")[0] == "tf_keras":
                 raise TfKerasError(f"{cls.__module__}.{cls.__name__} is of tf_keras (Keras 2); use its twin in `keras`.")
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn, with the line of the caller outside of kustom."""
+    level, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def hide_frames(function: _F) -> _F:

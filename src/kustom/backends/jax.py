@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.core
+from jax.extend import core as extend
 
 # Whether a layer's metrics have their values while Keras's compiled step calls it.
 HANDS_METRICS_TO_CALL = False
@@ -42,6 +43,12 @@ def refuses_shapes(error: Exception) -> bool:
 def is_concrete(x: Any) -> bool:
     """Whether the value of the tensor `x` is known now (it is not while a function is traced)."""
     return not isinstance(x, jax.core.Tracer)
+
+
+def in_trace() -> bool:
+    """Whether what is computed now is traced."""
+    with extend.take_current_trace() as trace:
+        return type(trace).__name__ != "EvalTrace"
 
 
 def double_precision() -> contextlib.AbstractContextManager[Any]:

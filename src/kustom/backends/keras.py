@@ -57,6 +57,7 @@ __all__ = [
     "name_nested",
     "open_scope",
     "own_value",
+    "put",
     "reads",
     "reduce_weighted_values",
     "register",
@@ -71,8 +72,10 @@ __all__ = [
     "told",
     "track",
     "tracked",
+    "undone",
     "uninitialized",
     "unlisten",
+    "values_wait",
     "wide_floats",
 ]
 
@@ -307,6 +310,11 @@ def own_value(variable: keras.Variable) -> Any:
     return variable._value
 
 
+def put(variable: keras.Variable, value: Any) -> None:
+    """Give `variable` a value of its own dtype and shape outside of every stateless scope."""
+    variable._direct_assign(value)
+
+
 def open_scope() -> keras.StatelessScope | None:
     """The stateless scope that is open now."""
     return get_stateless_scope()
@@ -441,9 +449,68 @@ def reads() -> Iterator[list[keras.Variable]]:
         unlisten(note)
 
 
+class _Journals(threading.local):
+    def __init__(self) -> None:
+        self.all: list[dict[int, tuple[keras.Variable, Any]]] = []
+
+
+_journals = _Journals()
+
+
+def _noted_assign(plain: Callable[..., None]) -> Callable[..., None]:
+    journals = _journals
+
+    @functools.wraps(plain)
+    def _direct_assign(self: Any, value: Any) -> None:
+        for journal in journals.all:
+            _note(journal, self)
+        plain(self, value)
+
+    return _direct_assign
+
+
+_assigning = Exchange(keras.Variable, "_direct_assign", _noted_assign)
+
+
+def _note(journal: dict[int, tuple[keras.Variable, Any]], variable: Any) -> None:
+    # While it is being made it has no value yet, and not even the attribute.
+    value = vars(variable).get("_value") if open_scope() is None else None
+    if value is not None and id(variable) not in journal:
+        journal[id(variable)] = (variable, keras.ops.copy(value))
+
+
+@contextlib.contextmanager
+def undone() -> Iterator[dict[int, keras.Variable]]:
+    """Where what is inside raises, the variables that it has touched get back what they held; gives them by their id."""
+    journal: dict[int, tuple[keras.Variable, Any]] = {}
+    touched: dict[int, keras.Variable] = {}
+
+    def note(variable: keras.Variable, value: Any) -> Any:
+        # Optimizers write into what they read.
+        _note(journal, variable)
+        return value
+
+    _journals.all.append(journal)
+    listen(note)
+    try:
+        with _assigning:
+            yield touched
+    except BaseException:
+        _journals.all.remove(journal)
+        for variable, value in journal.values():
+            put(variable, value)
+        raise
+    else:
+        _journals.all.remove(journal)
+    finally:
+        unlisten(note)
+        touched |= {key: variable for key, (variable, _) in journal.items()}
+
+
 class _Makers(threading.local):
     def __init__(self) -> None:
         self.all: list[list[keras.Variable]] = []
+        self.late = 0
 
 
 _makers = _Makers()
@@ -467,12 +534,28 @@ def _noted_init(plain: Callable[..., None]) -> Callable[..., None]:
     makers = _makers
 
     @functools.wraps(plain)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        plain(self, *args, **kwargs)
+    def __init__(self: Any, initializer: Any, shape: Any = None, dtype: Any = None, **kwargs: Any) -> None:
+        if makers.late and open_scope() is not None and not callable(initializer) and not isinstance(initializer, str):
+            value = keras.ops.convert_to_numpy(initializer)
+            kind = getattr(initializer, "dtype", None) or {"i": "int32", "b": "bool"}.get(value.dtype.kind, keras.config.floatx())
+            dtype = dtype or standardize_dtype(kind)
+            initializer, shape = (lambda shape, dtype=None: keras.ops.convert_to_tensor(value, dtype=dtype)), value.shape
+        plain(self, initializer, shape, dtype, **kwargs)
         for made in makers.all:
             made.append(self)
 
     return __init__
+
+
+@contextlib.contextmanager
+def values_wait() -> Iterator[None]:
+    """Inside, a variable may be made of a value in a stateless scope, too; as of an initializer, it gets it afterwards."""
+    _makers.late += 1
+    try:
+        with _making:
+            yield
+    finally:
+        _makers.late -= 1
 
 
 _making = Exchange(keras.Variable, "__init__", _noted_init)

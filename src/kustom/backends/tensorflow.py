@@ -56,6 +56,11 @@ def is_concrete(x: Any) -> bool:
     return not tf.is_symbolic_tensor(x)
 
 
+def in_trace() -> bool:
+    """Whether what is computed now is traced."""
+    return tf.inside_function()
+
+
 @contextlib.contextmanager
 def double_precision() -> Iterator[None]:
     """A scope in which numbers without a dtype are float64: TensorFlow mixes them with no others."""

@@ -48,6 +48,11 @@ def is_concrete(x: Any) -> bool:
     return not isinstance(x, torch.Tensor) or x.device.type != "meta"
 
 
+def in_trace() -> bool:
+    """Whether what is computed now is traced."""
+    return torch.compiler.is_compiling()
+
+
 def double_precision() -> contextlib.AbstractContextManager[Any]:
     """A scope in which float64 is float64: always, here."""
     return contextlib.nullcontext()

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 
 from kustom.backends import keras as private
 
-__all__ = ["BranchOnValue", "Scope", "discovering", "holding"]
-
-
-class BranchOnValue(Exception):
-    """A function asks for the value of a tensor, which is another at each step, so that no program can be made of it.
-
-    Args:
-        line: Where it asks, as `file:line` of the user's code.
-        what: What it asks for.
-    """
-
-    def __init__(self, line: str, what: str = "the value of a tensor") -> None:
-        super().__init__(f"{line} asks for {what}")
-        self.line = line
-        self.what = what
+__all__ = ["BranchOnValue", "Scope", "user_line", "whole"]
 
 
 class Scope(keras.StatelessScope):
@@ -73,14 +62,44 @@ class Scope(keras.StatelessScope):
         self.state_mapping[id(variable)] = value
 
 
-def discovering(placeholder: Callable[[keras.Variable], Any]) -> Scope:
-    """A scope that finds what a function reads and writes; variables made inside have values when it has closed.
+class BranchOnValue(Exception):
+    """A function asked for a value that is not known while it is traced; the caller runs it without a trace.
 
-    It must be opened outside of the backend's trace: when it closes, Keras initializes what was made, for good.
+    Args:
+        line: Where it asked: `path/to/file.py:12`.
+        reason: What the backend says of it.
     """
-    return Scope(placeholder=placeholder)
+
+    def __init__(self, line: str, reason: str) -> None:
+        super().__init__(f"{line}: {reason}")
+        self.line = line
+        self.reason = reason
 
 
-def holding(variables: Sequence[keras.Variable], values: Sequence[Any]) -> Scope:
-    """A scope in which `variables` have `values`."""
-    return Scope(variables, values)
+def user_line(error: BaseException) -> str:
+    """The innermost line of the user's own code that an error came through."""
+    place = "an unknown place"
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if not private.is_library(trace.tb_frame.f_globals.get("__name__")) and "site-packages" not in code.co_filename:
+            place = f"{code.co_filename}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return place
+
+
+@contextlib.contextmanager
+def whole() -> Iterator[None]:
+    """Ctrl-C inside waits for the end: results that are computed are to be back in the variables first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[Any] = []
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, lambda *args: asked.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if asked and callable(before):
+            before(*asked[0])

@@ -114,7 +114,14 @@ class Program:
                 self._leave_gradients(out[self._many :])
         return out[: self._many]
 
-    def loop(self, data: Sequence[Any], rows: Any, start: int, count: int) -> list[Any]:
+    # What can fail while it runs is put back here.
+    can_raise = False
+
+    def pick(self, data: Sequence[Any], rows: Any, index: int, *, keep: bool = False) -> list[Any]:
+        """One step, with the batch of number `index` of those that `loop` takes."""
+        return self.run(_batch(data, rows, index))
+
+    def loop(self, data: Sequence[Any], rows: Any, start: int, count: int, *, keep: bool = False) -> list[Any]:
         """`count` steps; for each output, a scalar, the sum over them in float64.
 
         Args:
@@ -122,6 +129,7 @@ class Program:
             rows: For each step the rows of its batch, shape `(steps, batch)`; None where `data` has an axis for the steps.
             start: The first step.
             count: How many steps.
+            keep: Whether the values before will be asked for: `keep` has copied them.
         """
         data = list(data)
         given = [(a.shape[1:] if rows is None else (*rows.shape[1:], *a.shape[1:]), a.dtype) for a in data]
@@ -153,6 +161,9 @@ class Program:
         # Sizes are numbers in the operations: others would be computed with in silence, and wrongly.
         if given != self._kinds:
             raise ValueError(f"this program is for tensors of {self._kinds}, not of {given}.")
+
+    def wait(self) -> None:
+        """Until what was called last has been computed: it has been, on a CPU."""
 
     def _single(self, data: list[Any], rows: Any, i: int, totals: list[Any]) -> None:
         for total, out in zip(totals, self.run(_batch(data, rows, i)), strict=True):
@@ -301,7 +312,7 @@ def _may_fail(node: Node, everywhere: bool) -> bool:
     return (everywhere and torch.Tag.inplace not in node.func.tags) or any(risk in node.func.name() for risk in _RISKS)
 
 
-def _batch(data: list[Any], rows: Any, i: int) -> list[Any]:
+def _batch(data: Sequence[Any], rows: Any, i: int) -> list[Any]:
     return [a[i] for a in data] if rows is None else [a.index_select(0, rows[i]) for a in data]
 
 

@@ -1,0 +1,263 @@
+"""Lifting on JAX: what a function does to variables becomes arguments and results of a compiled one.
+
+The function is traced twice. The first time nothing is known of its state: a scope sees every variable that is read or
+written, and those that are made get their values when it closes. The second time the values are arguments, and what comes
+of it is kept as a jaxpr, from which the single step and the loop over many are both compiled: bitwise the same numbers.
+
+Buffers are donated, so that a step needs the memory of one state. A buffer that somebody else holds, or that stands in
+two variables, is copied before; where the program can raise while it runs, nothing is donated, and the variables stand as
+they were until all results are there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+from jax.extend import core as extend
+
+from kustom.backends import keras as private
+from kustom.backends.lifting.branches.jax import carried, decided
+from kustom.backends.lifting.state import BranchOnValue, Scope, user_line, whole
+from kustom.errors import BranchError
+
+__all__ = ["COMPILERS", "LIGHT", "LOOPS_HEAVY", "LOOP_IS_A_CHOICE", "TRACES_CHEAPLY", "Program", "decided", "number"]
+
+# What can be asked of `Program` beside its default.
+COMPILERS = ()
+# The compiler for small functions that run now and then, and whether to trace those pays.
+LIGHT = None
+TRACES_CHEAPLY = True
+# Whether a loop over convolutions is as fast as a call for each.
+LOOPS_HEAVY = False
+# Whether a call for each step can be faster than a loop over many where neither is heavy.
+LOOP_IS_A_CHOICE = True
+
+# What JAX raises where a value is asked for that is not known.
+_UNKNOWN = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+# How often a function may find new variables: the first look builds what the next one reads.
+_LOOKS = 4
+
+
+def number(value: float | complex) -> Any:
+    """A Python number as an argument that is no constant of the trace: JAX keeps it weak, as it is beside a tensor."""
+    return value
+
+
+class Program:
+    """A function of tensors that reads and writes variables, compiled for tensors of one kind.
+
+    Args:
+        f: Takes a list of tensors and returns one.
+        examples: Tensors of the shapes and dtypes that it will be called with.
+        compiler: Nothing can be chosen here.
+
+    Raises:
+        BranchOnValue: `f` needs a value while it is traced.
+        Exception: Whatever `f` raises; no variable has changed.
+    """
+
+    def __init__(self, f: Callable[[list[Any]], list[Any]], examples: Sequence[Any], *, compiler: str | None = None) -> None:
+        known = self._look(f, examples)
+        looks = 0
+        while True:
+            closed, count, scope = self._trace(f, examples, list(known.values()))
+            new = scope.seen.keys() - known.keys()
+            if not new:
+                break
+            looks += 1
+            if looks == _LOOKS:
+                raise BranchError(
+                    f"a step made new variables each of the {_LOOKS} times that it was traced, such as "
+                    f"{scope.seen[min(new)].path!r}. Make them once: in `build`, or before the step."
+                )
+            known |= {key: scope.seen[key] for key in new}
+        self.variables = list(known.values())
+        self.written = [v for v in self.variables if id(v) in scope.written]
+        self._read = [v for v in self.variables if id(v) not in scope.written]
+        names = _primitives(closed.jaxpr)
+        self.heavy = bool(names & _HEAVY) and jax.default_backend() == "cpu"
+        self.can_raise = bool(names & _CALLBACKS)
+        self._flat = extend.jaxpr_as_fun(closed)
+        self._count = count
+        # What is donated is lost where the program raises.
+        donated = () if self.can_raise else (0,)
+        self._step = jax.jit(self._pure, donate_argnums=donated)
+        self._loops = {keep: jax.jit(self._repeated, donate_argnums=() if keep else donated) for keep in (False, True)}
+        self._picks = {keep: jax.jit(self._picked, donate_argnums=() if keep else donated) for keep in (False, True)}
+
+    @staticmethod
+    def _look(f: Callable[[list[Any]], list[Any]], examples: Sequence[Any]) -> dict[int, keras.Variable]:
+        """The variables that `f` touches; those that it makes have their values afterwards."""
+        with carried(), private.values_wait(), Scope(placeholder=_placeholder) as scope, refusing():
+            # A new function each time: JAX remembers what it has traced, and a second look would find nothing.
+            jax.eval_shape(lambda *tensors: f(list(tensors)), *examples)
+        return scope.seen
+
+    @staticmethod
+    def _trace(f: Callable[[list[Any]], list[Any]], examples: Sequence[Any], variables: list[keras.Variable]) -> Any:
+        """The jaxpr of `f`, with the values of the written variables, those of the others and the tensors as arguments."""
+        kept: list[Any] = []
+
+        def pure(values: list[Any], tensors: list[Any]) -> Any:
+            with Scope(variables, values) as scope:
+                outs = f(list(tensors))
+            written = [v for v in scope.seen.values() if id(v) in scope.written]
+            kept[:] = [scope, len(outs)]
+            return [*outs, *(jax.lax.convert_element_type(scope.get_current_value(v), v._dtype) for v in written)]
+
+        # The scope around is there so that nothing is initialized inside of the trace.
+        with carried(), Scope(placeholder=_placeholder), refusing():
+            closed = jax.make_jaxpr(pure)([private.own_value(v) for v in variables], list(examples))
+        return closed, kept[1], kept[0]
+
+    def _pure(self, written: list[Any], read: list[Any], tensors: list[Any]) -> tuple[list[Any], list[Any]]:
+        values, others = iter(written), iter(read)
+        changes = {id(v) for v in self.written}
+        given = [next(values) if id(v) in changes else next(others) for v in self.variables]
+        out = self._flat(*given, *tensors)
+        return out[: self._count], out[self._count :]
+
+    def _picked(self, written: list[Any], read: list[Any], data: list[Any], rows: Any, i: Any) -> Any:
+        chosen = i if rows is None else jax.lax.dynamic_index_in_dim(rows, i, keepdims=False)
+        # The mode is right for what is in range, and spares the tests.
+        return self._pure(written, read, [a.at[chosen].get(mode="promise_in_bounds") for a in data])
+
+    def _repeated(self, written: list[Any], read: list[Any], data: list[Any], rows: Any, start: Any, count: Any) -> Any:
+        def once(i: Any, state: Any) -> Any:
+            sums, values = state
+            outs, values = self._picked(values, read, data, rows, start + i)
+            return [total + out.astype(total.dtype) for total, out in zip(sums, outs, strict=True)], values
+
+        # The trip count is an argument: another length is no other program.
+        return jax.lax.fori_loop(0, count, once, ([jnp.zeros((), "float32")] * self._count, written))
+
+    def run(self, tensors: Sequence[Any]) -> list[Any]:
+        """Call the function once."""
+        return self._called(self._step, self._donated(), list(tensors))
+
+    def pick(self, data: Sequence[Any], rows: Any, index: int, *, keep: bool = False) -> list[Any]:
+        """Call the function with one batch of those that `loop` takes: with the number `index`.
+
+        Args:
+            data: As for `loop`.
+            rows: As for `loop`.
+            index: Which batch.
+            keep: As for `loop`.
+        """
+        return self._called(self._picks[keep], self._values(keep), list(data), rows, index)
+
+    def loop(self, data: Sequence[Any], rows: Any, start: int, count: int, *, keep: bool = False) -> list[Any]:
+        """Call the function with `count` batches, one after the other; returns the sum of each of its scalar results.
+
+        Args:
+            data: Tensors whose first axis is that of the samples, or where `rows` is None of the batches.
+            rows: Integers `(batches, samples)`: which rows make a batch.
+            start: The first batch.
+            count: How many.
+            keep: Whether the values before, which `keep` gave, will be asked for: then their buffers are not donated.
+        """
+        return self._called(self._loops[keep], self._values(keep), list(data), rows, start, count)
+
+    def _values(self, keep: bool) -> list[Any]:
+        return [private.own_value(v) for v in self.written] if keep else self._donated()
+
+    def _called(self, compiled: Any, written: list[Any], *args: Any) -> list[Any]:
+        with whole():
+            outs, values = compiled(written, [private.own_value(v) for v in self._read], *args)
+            if self.can_raise:
+                jax.block_until_ready(values)
+            for variable, value in zip(self.written, values, strict=True):
+                private.put(variable, value)
+                _ours[id(value)] = value
+        return outs
+
+    def _donated(self) -> list[Any]:
+        """The values of the variables to be written, of which nobody else holds a buffer."""
+        values = [private.own_value(v) for v in self.written]
+        if self.can_raise:
+            return values
+        for i in range(len(values)):
+            if _ours.get(id(values[i])) is not values[i] or sys.getrefcount(values[i]) > _HOLDERS:
+                values[i] = jnp.copy(values[i])
+        return values
+
+    def wait(self) -> None:
+        """Until what was called last has been computed."""
+        jax.block_until_ready([private.own_value(v) for v in self.written])
+
+    def keep(self) -> Any:
+        """The state as it is, for `restore`."""
+        return [private.own_value(v) for v in self.written]
+
+    def restore(self, kept: Any) -> None:
+        """Give every variable the value that it had at `keep`."""
+        for variable, value in zip(self.written, kept, strict=True):
+            private.put(variable, value)
+
+
+# The primitives that run many times slower inside a compiled loop than outside, on a CPU.
+_HEAVY = frozenset(["conv_general_dilated", "scan", "while"])
+# Those that can raise.
+_CALLBACKS = frozenset(["pure_callback", "io_callback", "debug_callback", "check"])
+
+
+# Values that came out of a program: of no other is it known that it shares its buffer with nobody.
+_ours: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+def _count_holders() -> int:
+    class Holder:
+        pass
+
+    holder = Holder()
+    holder.value = object()  # type: ignore[attr-defined]
+    values = [holder.value]  # type: ignore[attr-defined]
+    return sys.getrefcount(values[0])
+
+
+_HOLDERS = _count_holders()
+
+
+def _placeholder(variable: keras.Variable) -> Any:
+    return jnp.zeros(variable.shape, variable._dtype)
+
+
+def _primitives(jaxpr: Any) -> set[str]:
+    """The names of all primitives in a jaxpr, those inside of others included."""
+    names: set[str] = set()
+    todo = [jaxpr]
+    while todo:
+        for equation in todo.pop().eqns:
+            names.add(equation.primitive.name)
+            todo += [j.jaxpr if hasattr(j, "jaxpr") else j for j in _inner(equation.params)]
+    return names
+
+
+def _inner(params: dict[str, Any]) -> list[Any]:
+    found = []
+    for value in params.values():
+        for each in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(each, extend.ClosedJaxpr | extend.Jaxpr):
+                found.append(each)
+    return found
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Say where a function asks for a value that is not known while it is traced."""
+    try:
+        yield
+    except _UNKNOWN as error:
+        raise BranchOnValue(user_line(error), str(error).splitlines()[0]) from error

@@ -1,0 +1,182 @@
+"""Compiling on TensorFlow, where a traced function finds its variables by itself.
+
+What is added: the trace is made once and serves the single step and the loop over many; whether XLA compiles it follows a
+fixed rule, so that both give the same numbers; and what can raise while it runs is known, since variables are written in
+place. XLA rounds otherwise and draws other random numbers than TensorFlow's own kernels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from kustom.backends import keras as private
+from kustom.backends.lifting.state import BranchOnValue, user_line, whole
+
+__all__ = ["COMPILERS", "LIGHT", "LOOPS_HEAVY", "LOOP_IS_A_CHOICE", "TRACES_CHEAPLY", "Program", "decided", "number"]
+
+# What can be asked of `Program` beside its default, which is XLA where nothing in the graph speaks against it.
+COMPILERS = ("xla", "graph")
+# The compiler for small functions that run now and then, and whether to trace those pays.
+LIGHT = "graph"
+TRACES_CHEAPLY = True
+# Whether a loop over convolutions is as fast as a call for each.
+LOOPS_HEAVY = True
+# Whether a call for each step can be faster than a loop over many where neither is heavy.
+LOOP_IS_A_CHOICE = True
+
+
+def number(value: float | complex) -> Any:
+    """A Python number as an argument that is no constant of the trace."""
+    kind = "int32" if isinstance(value, int) else keras.config.floatx() if isinstance(value, float) else "complex64"
+    return tf.constant(value, kind)  # pyright: ignore[reportArgumentType]  (it takes complex numbers, too)
+
+
+def decided() -> contextlib.AbstractContextManager[None]:
+    """A scope for a step that runs as plain Python; nothing is to be done here."""
+    return contextlib.nullcontext()
+
+
+class Program:
+    """A function of tensors that reads and writes variables, compiled for tensors of one kind.
+
+    Args:
+        f: Takes a list of tensors and returns one.
+        examples: Tensors of the shapes and dtypes that it will be called with.
+        compiler: `"xla"` or `"graph"`, in place of the rule.
+
+    Raises:
+        BranchOnValue: `f` needs a value while it is traced.
+        Exception: Whatever `f` raises; no variable has changed.
+    """
+
+    def __init__(self, f: Callable[[list[Any]], list[Any]], examples: Sequence[Any], *, compiler: str | None = None) -> None:
+        specs = [tf.TensorSpec(x.shape, x.dtype) for x in examples]
+        read: dict[int, keras.Variable] = {}
+
+        def note(variable: keras.Variable, value: Any) -> Any:
+            read.setdefault(id(variable), variable)
+            return value
+
+        def traced(*tensors: Any) -> Any:
+            private.listen(note)
+            try:
+                return f(list(tensors))
+            finally:
+                private.unlisten(note)
+
+        try:
+            plain = tf.function(traced, autograph=False).get_concrete_function(*specs)
+        except _UNKNOWN as error:
+            raise BranchOnValue(user_line(error), str(error).splitlines()[0]) from error
+        self._variables = list(plain.graph.variables)
+        mine = {id(v) for v in self._variables}
+        self.variables = [v for v in read.values() if id(private.own_value(v)) in mine]
+        kinds = _kinds(plain.graph)
+        self.heavy = bool(kinds & _HEAVY)
+        self.can_raise = bool(kinds & _RAISING)
+        self.xla = compiler == "xla" or (compiler is None and not kinds & (_HEAVY | _RAISING | _FOREIGN))
+        self._copy: Any = None
+        self._count = len(plain.structured_outputs)
+        self._plain = plain
+        self._step = self._compiled(lambda *tensors: plain(*tensors)) if self.xla else plain
+        self._pick = self._compiled(self._picked)
+        self._loop = self._compiled(self._repeated)
+
+    def _compiled(self, f: Callable[..., Any]) -> Any:
+        return tf.function(f, jit_compile=self.xla or None, autograph=False)
+
+    def _picked(self, data: list[Any], rows: Any, i: Any) -> Any:
+        chosen = i if rows is None else tf.gather(rows, i)
+        return self._plain(*[tf.gather(a, chosen) for a in data])
+
+    def _repeated(self, data: list[Any], rows: Any, start: Any, count: Any) -> list[Any]:
+        def once(i: Any, *sums: Any) -> Any:
+            outs = self._picked(data, rows, start + i)
+            return i + 1, *[total + tf.cast(out, total.dtype) for total, out in zip(sums, outs, strict=True)]
+
+        zeros = [tf.zeros((), "float32")] * self._count
+        _, *sums = tf.while_loop(lambda i, *_: i < count, once, [tf.constant(0), *zeros], parallel_iterations=1)
+        return sums
+
+    def run(self, tensors: Sequence[Any]) -> list[Any]:
+        """Call the function once."""
+        with whole():
+            return list(self._step(*tensors))
+
+    def pick(self, data: Sequence[Any], rows: Any, index: int, *, keep: bool = False) -> list[Any]:
+        """Call the function with one batch of those that `loop` takes: with the number `index`.
+
+        Args:
+            data: As for `loop`.
+            rows: As for `loop`.
+            index: Which batch.
+            keep: As for `loop`.
+        """
+        with whole():
+            return list(self._pick(list(data), rows, tf.constant(index)))
+
+    def loop(self, data: Sequence[Any], rows: Any, start: int, count: int, *, keep: bool = False) -> list[Any]:
+        """Call the function with `count` batches, one after the other; returns the sum of each of its scalar results.
+
+        Args:
+            data: Tensors whose first axis is that of the samples, or where `rows` is None of the batches.
+            rows: Integers `(batches, samples)`: which rows make a batch.
+            start: The first batch.
+            count: How many.
+            keep: Whether the values before will be asked for: `keep` has copied them.
+        """
+        with whole():
+            return list(self._loop(list(data), rows, tf.constant(start), tf.constant(count)))
+
+    def wait(self) -> None:
+        """Until what was called last has been computed: it has been."""
+
+    def keep(self) -> Any:
+        """The state as it is, for `restore`."""
+        if self._copy is None:
+            self._copy = tf.function(lambda: [tf.identity(v) for v in self._variables], autograph=False)
+        return self._copy()
+
+    def restore(self, kept: Any) -> None:
+        """Give every variable the value that it had at `keep`."""
+        for variable, value in zip(self._variables, kept, strict=True):
+            variable.assign(value)
+
+    @property
+    def written(self) -> list[keras.Variable]:
+        """The variables that it may write."""
+        return self.variables
+
+
+# What TensorFlow raises where a value is asked for that is not known.
+_UNKNOWN = (tf.errors.OperatorNotAllowedInGraphError,)
+# Kinds of operations that run many times slower, or not at all, inside a loop that XLA compiles for a CPU.
+_HEAVY = frozenset(
+    """
+    Conv2D Conv3D Conv2DBackpropFilter Conv2DBackpropInput Conv3DBackpropFilterV2 Conv3DBackpropInputV2
+    DepthwiseConv2dNative DepthwiseConv2dNativeBackpropFilter DepthwiseConv2dNativeBackpropInput
+    While StatelessWhile CudnnRNN CudnnRNNV2 CudnnRNNV3
+    """.split()
+)
+# Those that can raise while they run.
+_RAISING = frozenset("Assert PyFunc PyFuncStateless EagerPyFunc NumpyFunction CheckNumerics CheckNumericsV2".split())
+# Those that XLA does not know.
+_FOREIGN = frozenset(
+    """
+    PrintV2 StringFormat StringJoin AsString DecodeRaw LookupTableFindV2 LookupTableImportV2 Unique UniqueV2 Where
+    RaggedTensorToTensor RaggedTensorToVariant SparseTensorDenseMatMul StatefulRandomBinomial
+    """.split()
+)
+
+
+def _kinds(graph: Any) -> set[str]:
+    """The kinds of all operations in a graph, those of the functions that it calls included."""
+    kinds = {op.type for op in graph.get_operations()}
+    for function in graph.as_graph_def().library.function:
+        kinds |= {node.op for node in function.node_def}
+    return kinds

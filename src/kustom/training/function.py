@@ -1,0 +1,349 @@
+"""`kustom.function`: a function that reads and writes Keras variables, compiled on every backend.
+
+What is the same everywhere is here: which arguments are tensors and which are part of the program, which program fits a
+call, what is done where a function cannot be traced. What a backend does to compile stands in `backends/lifting`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, ParamSpec, TypeVar, overload
+
+import keras
+import numpy as np
+import optree
+from keras import ops
+
+from kustom.backends import current
+from kustom.backends import keras as private
+from kustom.backends.lifting.eager import Eager
+from kustom.backends.lifting.state import BranchOnValue, Scope
+from kustom.errors import EagerWarning, FunctionError, RetraceWarning, TracerWarning, hide_frames, warn
+from kustom.gradients.tape import is_recorded
+from kustom.training.watching import Guards, Reached, plain_values, tracers_put_back
+
+__all__ = ["Compiled", "function"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# From how many programs on a function is said to be traced often.
+_OFTEN = 10
+
+
+@overload
+def function(
+    f: None = None, /, *, static_argnames: str | Sequence[str] = (), run_eagerly: bool = False, compiler: str | None = None
+) -> Callable[[Callable[P, R]], Compiled[P, R]]: ...
+
+
+@overload
+def function(
+    f: Callable[P, R], /, *, static_argnames: str | Sequence[str] = (), run_eagerly: bool = False, compiler: str | None = None
+) -> Compiled[P, R]: ...
+
+
+def function(
+    f: Any = None, /, *, static_argnames: str | Sequence[str] = (), run_eagerly: bool = False, compiler: str | None = None
+) -> Any:
+    """Compile a function that reads and writes Keras variables: models, optimizers, metrics, seeds.
+
+    The variables are found, not passed: between two calls they are the truth, whoever assigned to them. Models and
+    optimizers that are not built yet are built by the first call. An exception leaves every variable as it was.
+
+    Arguments and results may have any structure. Tensors, arrays and numbers are arguments of the program, so that another
+    number is no new trace; text, booleans, None and objects are part of it, and so is what `static_argnames` names. There
+    is a program for each combination of shapes, dtypes and such parts, and a new one when Python state has changed that the
+    function reads: numbers, text, None and tuples of them in its closure, in the globals that it names, and in the
+    `__dict__` of the Keras objects that it reaches; `trainable` of its variables; the object that a name stands for.
+
+    Where the function needs a value to go on (`if loss > 1:`, `float(loss)`), it cannot be traced: it then runs without
+    being compiled, and a warning names the line. Inside a gradient tape of ours, and inside another compiled function, it
+    runs as part of what is around it.
+
+    Args:
+        f: The function, or a method in a class's body.
+        static_argnames: The names of arguments whose numbers are part of the program: an axis, a count of layers.
+        run_eagerly: Run it as plain Python, for a debugger.
+        compiler: What compiles, in place of the default: on TensorFlow `"xla"` or `"graph"` (by default XLA, unless there
+            is a convolution or recurrence in the graph), on torch `"inductor"`, which takes many seconds.
+
+    Returns:
+        A callable with the signature of `f` and the attribute `traces`, how many programs it has made.
+
+    Raises:
+        FunctionError: `f` is not callable, or an argument of this call is nothing that it knows.
+
+    Example:
+        >>> import keras, kustom
+        >>> count = keras.Variable(0.0)
+        >>> @kustom.function
+        ... def add(x):
+        ...     count.assign_add(x)
+        ...     return count * 2
+        >>> [float(add(x)) for x in (1.0, 2.0, 3.0)]
+        [2.0, 6.0, 12.0]
+        >>> float(count.value), add.traces
+        (6.0, 1)
+    """
+    names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
+    if f is None:
+        return lambda f: Compiled(f, names, run_eagerly, compiler)
+    return Compiled(f, names, run_eagerly, compiler)
+
+
+class Compiled(Generic[P, R]):
+    """What `kustom.function` returns."""
+
+    def __init__(
+        self,
+        f: Callable[P, R],
+        static_argnames: Iterable[str],
+        run_eagerly: bool,
+        compiler: str | None,
+        *,
+        quiet: bool = False,
+        about: tuple[Any, ...] = (),
+    ) -> None:
+        if not callable(f):
+            raise FunctionError(f"kustom.function was given {type(f).__name__}; give it a function: kustom.function(step).")
+        known = current("lifting").COMPILERS
+        if compiler is not None and compiler not in known:
+            choice = " or ".join(map(repr, known)) or "none"
+            raise FunctionError(f"compiler={compiler!r} is not known on {keras.backend.backend()}; there it is {choice}.")
+        self._f = f
+        # What `f` stands for, where it is the library's own.
+        self._about = about or (f,)
+        self._static = tuple(static_argnames)
+        self._signature = inspect.signature(f) if self._static else None
+        if self._signature is not None and (unknown := set(self._static) - set(self._signature.parameters)):
+            raise FunctionError(f"static_argnames names {sorted(unknown)}, which {_name(f)} has no arguments for.")
+        self.run_eagerly = run_eagerly
+        self.compiler = compiler
+        self.traces = 0
+        self._entries: dict[Any, list[Entry]] = {}
+        self._bound: weakref.WeakKeyDictionary[Any, Compiled[..., Any]] = weakref.WeakKeyDictionary()
+        # Whether nothing is said of what cannot be compiled.
+        self._quiet = self._warned = quiet
+        functools.update_wrapper(self, f, updated=())
+
+    def __repr__(self) -> str:
+        return f"<kustom.function {_name(self._f)}, {self.traces} traces>"
+
+    def __get__(self, owner: Any, cls: type | None = None) -> Any:
+        if owner is None:
+            return self
+        if owner not in self._bound:
+            # The method must not keep its owner alive.
+            self._bound[owner] = Compiled(_weak_method(self._f, owner), self._static, self.run_eagerly, self.compiler)
+        return self._bound[owner]
+
+    @hide_frames
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if is_recorded() or _is_traced():
+            return self._f(*args, **kwargs)
+        call = self.arguments(args, kwargs)
+        entry = self.entry(call)
+        return entry.result.unpack(entry.program.run(entry.tensors(call)))
+
+    def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        """The arguments of a call, told apart."""
+        return Arguments(args, kwargs, self._static_places(args, kwargs))
+
+    def entry(self, call: Arguments) -> Entry:
+        """The program for such a call; traced where there is none yet, or none that still fits."""
+        entries = self._entries.setdefault(call.key, [])
+        for entry in entries:
+            if entry.guards.hold():
+                break
+        else:
+            entry = self._traced(call)
+            entries.append(entry)
+        return entry
+
+    def _static_places(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[Any]:
+        if self._signature is None:
+            return set()
+        names = list(self._signature.parameters)[: len(args)]
+        return {(0, i) for i, name in enumerate(names) if name in self._static} | {(1, k) for k in kwargs if k in self._static}
+
+    def _traced(self, call: Arguments) -> Entry:
+        self.traces += 1
+        if self.traces > _OFTEN and not self._warned:
+            self._warned = True
+            warn(
+                f"{_name(self._f)} has been traced {self.traces} times: for new shapes, other text or objects as arguments, or "
+                "changed Python state. Batches of one shape, and tensors or numbers as arguments, need one trace. (Said once.)",
+                RetraceWarning,
+            )
+        form, result = call.form, _Result()
+        call_f: Callable[..., Any] = self._f
+
+        def flat(leaves: list[Any]) -> list[Any]:
+            args, kwargs = form.rebuilt(leaves)
+            return result.pack(call_f(*args, **kwargs))
+
+        if self.run_eagerly:
+            return Entry(Eager(flat), result, Guards((), {}, ()), reached=Reached(*self._about, *form.objects))
+        gained: list[tuple[str, Any]] = []
+        roots = (*self._about, *form.objects)
+        widened = False
+        with tracers_put_back(roots, lambda name, owner: gained.append((name, owner))) as reached:
+            before = plain_values(reached)
+            try:
+                program, widened = self._program(flat, call)
+            except BranchOnValue as refusal:
+                if not self._quiet:
+                    self._warn_of(refusal)
+                program = Eager(flat)
+        for name, owner in gained:
+            warn(
+                f"the attribute {name!r} of {owner!r} was given a tensor while a step was traced, which has no value "
+                "afterwards; it holds again what it did. Keep it in a variable (self.add_weight, assign), or return it.",
+                TracerWarning,
+            )
+        return Entry(program, result, Guards(roots, before, program.variables), widened)
+
+    def _warn_of(self, refusal: BranchOnValue) -> None:
+        warn(
+            f"{_name(self._f)} runs without being compiled: {refusal.line} needs a value ({refusal.reason}). Choose by ops.where "
+            "or ops.cond, or name the argument in static_argnames; a number to print, return.",
+            EagerWarning,
+        )
+
+    def _program(self, flat: Callable[[list[Any]], list[Any]], call: Arguments) -> tuple[Any, bool]:
+        lifting = current("lifting")
+        try:
+            return lifting.Program(flat, call.leaves, compiler=self.compiler), False
+        except Exception as error:
+            # A whole number beside floats: TensorFlow computes with one kind at a time.
+            if not (call.whole_numbers and current().refuses_mixed_dtypes(error)):
+                raise
+            return lifting.Program(flat, call.widened(), compiler=self.compiler), True
+
+
+def _weak_method(f: Callable[..., Any], owner: Any) -> Callable[..., Any]:
+    reference = weakref.ref(owner)
+
+    @functools.wraps(f)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        return f(reference(), *args, **kwargs)
+
+    return method
+
+
+def _name(f: Callable[..., Any]) -> str:
+    return getattr(f, "__qualname__", type(f).__name__)
+
+
+def _is_traced() -> bool:
+    """Whether a step is being traced around this call."""
+    return isinstance(private.open_scope(), Scope) or current().in_trace()
+
+
+class Entry:
+    """A program, what it returns, what Python held when it was made, and whether it takes whole numbers as floats."""
+
+    def __init__(
+        self, program: Any, result: _Result, guards: Guards, widened: bool = False, reached: Reached | None = None
+    ) -> None:
+        self.program = program
+        self.result = result
+        self.guards = guards
+        self.reached = reached or guards.reached
+        self.widened = widened
+
+    def tensors(self, call: Arguments) -> list[Any]:
+        """What the program is to be given for a call."""
+        return call.widened() if self.widened else call.leaves
+
+
+class _Result:
+    """The structure of what a function returns: tensors, and whatever else stands between them."""
+
+    def pack(self, returned: Any) -> list[Any]:
+        leaves, self._tree = optree.tree_flatten(returned, none_is_leaf=True)
+        self._others = [None if ops.is_tensor(leaf) else (leaf,) for leaf in leaves]
+        return [leaf for leaf in leaves if ops.is_tensor(leaf)]
+
+    def unpack(self, outs: list[Any]) -> Any:
+        found = iter(outs)
+        return optree.tree_unflatten(self._tree, [next(found) if other is None else other[0] for other in self._others])
+
+
+class _Form:
+    """The structure of a call's arguments, and what stands in it that is no tensor."""
+
+    def __init__(self, tree: Any, others: list[Any]) -> None:
+        self._tree = tree
+        self._others = others
+
+    @property
+    def objects(self) -> list[Any]:
+        """What is part of the program."""
+        return [other[0] for other in self._others if other is not None]
+
+    def rebuilt(self, leaves: list[Any]) -> Any:
+        """The arguments, `(args, kwargs)`, with these tensors."""
+        found = iter(leaves)
+        return optree.tree_unflatten(self._tree, [next(found) if other is None else other[0] for other in self._others])
+
+
+class Arguments:
+    """The arguments of one call: the tensors among them, and a key of everything else."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], static: set[Any]) -> None:
+        number = current("lifting").number
+        given: Any = (args, kwargs)
+        leaves, tree = optree.tree_flatten(given, none_is_leaf=True)
+        places = [path[:2] for path in optree.tree_paths(given, none_is_leaf=True)] if static else [None] * len(leaves)
+        others: list[Any] = []
+        key: list[Any] = []
+        self.leaves: list[Any] = []
+        self.whole_numbers: list[int] = []
+        for place, leaf in zip(places, leaves, strict=True):
+            if place in static or _is_static(leaf):
+                others.append((leaf,))
+                key.append(_key(leaf))
+                continue
+            others.append(None)
+            if type(leaf) is int:
+                self.whole_numbers.append(len(self.leaves))
+            tensor = number(leaf) if isinstance(leaf, int | float | complex) else ops.convert_to_tensor(leaf)
+            self.leaves.append(tensor)
+            key.append((tuple(tensor.shape), tensor.dtype) if hasattr(tensor, "shape") else type(tensor))
+        self.form = _Form(tree, others)
+        self.key = (tree, tuple(key))
+
+    def widened(self) -> list[Any]:
+        """The tensors, whole numbers as floats."""
+        floats = {i: ops.cast(self.leaves[i], keras.config.floatx()) for i in self.whole_numbers}
+        return [floats.get(i, leaf) for i, leaf in enumerate(self.leaves)]
+
+
+def _is_static(leaf: Any) -> bool:
+    if isinstance(leaf, bool | keras.Variable):
+        return True
+    return not (isinstance(leaf, int | float | complex | np.ndarray | np.generic) or ops.is_tensor(leaf))
+
+
+def _key(leaf: Any) -> Any:
+    if isinstance(leaf, int | float | str | bytes | bool | complex | type(None)):
+        return type(leaf), leaf
+    return _Same(leaf)
+
+
+class _Same:
+    """Equal to itself alone; it keeps its object, so that no other gets its id."""
+
+    def __init__(self, obj: Any) -> None:
+        self.obj = obj
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, _Same) and other.obj is self.obj
+
+    def __hash__(self) -> int:
+        return id(self.obj)

@@ -1,0 +1,110 @@
+"""Keras's callbacks around a loop: in order, in this thread, with a model where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+
+from kustom.backends import keras as private
+from kustom.errors import CallbackError
+
+__all__ = ["Hooks"]
+
+_BY_BATCH = {
+    "train": ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end"),
+    "test": ("on_test_batch_begin", "on_test_batch_end"),
+}
+# Keras's own that do nothing without a model.
+_NEED_A_MODEL = (
+    keras.callbacks.ModelCheckpoint,
+    keras.callbacks.BackupAndRestore,
+    keras.callbacks.LearningRateScheduler,
+    keras.callbacks.ReduceLROnPlateau,
+    keras.callbacks.SwapEMAWeights,
+    keras.callbacks.TensorBoard,
+)
+
+
+class Hooks:
+    """The callbacks of one run.
+
+    Args:
+        callbacks: A callback, or a structure of them, or None.
+        model: The model that they are about, or None.
+        params: What they are told of the run.
+
+    Raises:
+        CallbackError: One is no callback, or needs a model and there is none.
+    """
+
+    def __init__(self, callbacks: Any, model: keras.Model | None, params: dict[str, Any]) -> None:
+        self.all = [c for c in keras.tree.flatten(callbacks) if c is not None] if callbacks is not None else []
+        for callback in self.all:
+            if not isinstance(callback, keras.callbacks.Callback):
+                raise CallbackError(f"callbacks holds {type(callback).__name__}; expected keras.callbacks.Callback objects.")
+            if model is None and _needs_a_model(callback):
+                raise CallbackError(
+                    f"{type(callback).__name__} needs a model, and the step trains none or several. Say which: "
+                    "kustom.Loop(step, model=model)."
+                )
+        self._subject: Any = _NoModel() if model is None else model
+        for callback in self.all:
+            callback.set_params(params)
+            callback.set_model(self._subject)
+
+    def lend_optimizer(self, reached: list[Any]) -> None:
+        """Give a model that is not compiled the step's optimizer, if it is one: callbacks look for it there."""
+        inner = {id(getattr(o, "inner_optimizer", None)) for o in reached}
+        outer = [o for o in reached if id(o) not in inner]
+        if getattr(self._subject, "optimizer", None) is None and len(outer) == 1:
+            self._subject.optimizer = outer[0]
+
+    def begin(self) -> None:
+        """Training begins."""
+        self._subject.stop_training = False
+        self.call("on_train_begin")
+
+    @property
+    def stop(self) -> bool:
+        """Whether a callback has asked for the end of the training."""
+        return bool(self._subject.stop_training)
+
+    def by_batch(self, kind: str) -> bool:
+        """Whether a callback looks at each batch."""
+        return any(_looks(callback, _BY_BATCH[kind]) for callback in self.all)
+
+    def call(self, name: str, *args: Any) -> None:
+        """Call a hook of all callbacks."""
+        for callback in self.all:
+            getattr(callback, name)(*args)
+
+
+def _looks(callback: keras.callbacks.Callback, names: Iterable[str]) -> bool:
+    if isinstance(callback, keras.callbacks.ModelCheckpoint) and callback.save_freq == "epoch":
+        return False
+    return not all(private.is_default(getattr(callback, name)) for name in names)
+
+
+def _needs_a_model(callback: keras.callbacks.Callback) -> bool:
+    if isinstance(callback, keras.callbacks.EarlyStopping):
+        return callback.restore_best_weights
+    return isinstance(callback, _NEED_A_MODEL)
+
+
+class _NoModel:
+    """Stands where there is no model: training can be stopped, and everything else says what is missing."""
+
+    stop_training = False
+    # Where a callback looks for the direction of what it monitors.
+    metrics: tuple[Any, ...] = ()
+
+    def jax_state_sync(self) -> None:
+        """A callback that asks for its model has Keras ask for this on JAX."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise CallbackError(
+            f"a callback asked its model for {name!r}, and the step trains none or several. Say which: "
+            "kustom.Loop(step, model=model)."
+        )

@@ -1,0 +1,267 @@
+"""The Python state of a step: what it reaches, what of it is noticed when it changes, and tracers that got into it.
+
+A trace is of what Python held when it was made. What is noticed afterwards is a finite set, compared at each call:
+
+- what the closure cells and the globals that the step names hold: numbers, text, None and tuples of them by their value,
+  everything else by its identity;
+- numbers, text, None and tuples of them in the `__dict__` of the Keras objects that it reaches;
+- of other objects those attributes whose names the reached code mentions;
+- `trainable` of the variables that it touches, `keras.config.floatx()` and the global dtype policy.
+
+What stands in a list or a dict is followed, but that the list has grown is not noticed. An attribute that the trace itself
+changes, such as a count of the calls, is left out: it would never be the same twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import operator
+import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import keras
+from keras import ops
+
+from kustom.backends import current
+from kustom.backends import keras as private
+
+__all__ = ["Guards", "Reached", "tracers_put_back"]
+
+_PLAIN = (int, float, str, bytes, bool, complex, type(None))
+# Attributes of Keras's that change while a run goes on, and of which no computation depends.
+_VOLATILE = frozenset(["stop_training", "_called", "_kustom_draws"])
+# Where Keras keeps the graph of a functional model, and what it tracks a second time.
+_UNFOLLOWED = frozenset(
+    ["_functional", "_inbound_nodes", "_outbound_nodes", "_tracker", "_nodes", "_nodes_by_depth", "_operations_by_depth"]
+)
+_CONTAINERS = (list, tuple, dict, set, frozenset)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
+
+
+def _is_keras(value: Any) -> bool:
+    return isinstance(value, _KERAS)
+
+
+_KERAS = (
+    keras.layers.Layer,
+    keras.metrics.Metric,
+    keras.losses.Loss,
+    keras.optimizers.Optimizer,
+    keras.optimizers.schedules.LearningRateSchedule,
+    keras.regularizers.Regularizer,
+    keras.constraints.Constraint,
+    keras.initializers.Initializer,
+    keras.random.SeedGenerator,
+)
+
+
+class Reached:
+    """Everything that a function reaches: through its cells, the globals that it names, its instance, its defaults.
+
+    Args:
+        roots: The function, method, partial or callable object, and whatever else is to be followed.
+    """
+
+    def __init__(self, *roots: Any) -> None:
+        self.cells: list[Any] = []
+        self.globals: list[tuple[dict[str, Any], str]] = []
+        self.objects: list[Any] = []
+        self.others: list[Any] = []
+        self.names: set[str] = set()
+        self._seen: set[int] = set()
+        todo: list[Any] = list(roots)
+        while todo:
+            value = todo.pop()
+            if id(value) not in self._seen and not isinstance(value, (*_PLAIN, types.ModuleType)):
+                self._seen.add(id(value))
+                todo += self._inside(value)
+
+    def _inside(self, value: Any) -> Iterable[Any]:
+        if isinstance(value, types.FunctionType):
+            return self._of_function(value)
+        if isinstance(value, types.MethodType):
+            return [value.__func__, value.__self__]
+        if isinstance(value, functools.partial):
+            return [value.func, *value.args, *value.keywords.values()]
+        if isinstance(value, dict):
+            return value.values()
+        if isinstance(value, _CONTAINERS):
+            return value
+        if _is_keras(value):
+            self.objects.append(value)
+            code = (
+                [] if private.is_of_library(value) else [f for f in vars(type(value)).values() if isinstance(f, types.FunctionType)]
+            )
+            return [*code, *(v for name, v in vars(value).items() if name not in _UNFOLLOWED and _leads_on(v))]
+        if isinstance(value, type) or private.is_of_library(value) or not hasattr(value, "__dict__"):
+            return []
+        self.others.append(value)
+        return [*vars(value).values(), *(f for f in vars(type(value)).values() if isinstance(f, types.FunctionType))]
+
+    def _of_function(self, f: types.FunctionType) -> Iterable[Any]:
+        inside = [*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()]
+        if hasattr(f, "__wrapped__"):
+            inside.append(vars(f)["__wrapped__"])
+        for cell in f.__closure__ or ():
+            self.cells.append(cell)
+            inside.append(_held(cell))
+        names = set(_names(f.__code__))
+        self.names |= names
+        if private.is_library(f.__module__):
+            return inside
+        for name in names & f.__globals__.keys():
+            self.globals.append((f.__globals__, name))
+            inside.append(f.__globals__[name])
+        return inside
+
+    def all(self, kind: type) -> list[Any]:
+        """The objects of a class of Keras's that are reached."""
+        return [obj for obj in self.objects if isinstance(obj, kind)]
+
+
+def _leads_on(value: Any) -> bool:
+    return isinstance(value, (*_CONTAINERS, types.FunctionType, types.MethodType, functools.partial)) or _is_keras(value)
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+def _held(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        # The name is not bound yet.
+        return None
+
+
+class _Namespace:
+    """The plain values in one `__dict__` that are compared; and names that may not get there, since the class has them."""
+
+    __slots__ = ("get", "kept", "shadowed", "space")
+
+    def __init__(self, space: dict[str, Any], names: Iterable[str], shadowed: frozenset[str]) -> None:
+        self.space = space
+        self.shadowed = shadowed
+        self.get = operator.itemgetter(*names)
+        self.kept = self.get(space)
+
+    def holds(self) -> bool:
+        try:
+            return self.get(self.space) == self.kept and self.shadowed.isdisjoint(self.space)
+        except KeyError:
+            return False
+
+
+class Guards:
+    """What Python held when a trace was made.
+
+    Args:
+        roots: The function, and the objects among its arguments.
+        before: What they reached before the trace, and the plain values there.
+        variables: Those that it touches.
+    """
+
+    def __init__(self, roots: Iterable[Any], before: dict[int, dict[str, Any]], variables: Iterable[keras.Variable]) -> None:
+        self.reached = reached = Reached(*roots)
+        self._cells = [(cell, _held(cell)) for cell in reached.cells]
+        self._globals = [(space, name, space[name]) for space, name in reached.globals]
+        self._spaces = []
+        for obj in reached.objects + reached.others:
+            space = vars(obj)
+            was = before.get(id(obj))
+            names = [
+                name
+                for name, value in space.items()
+                if _is_plain(value)
+                and name not in _VOLATILE
+                and (_is_keras(obj) or name in reached.names)
+                and (was is None or name not in was or was[name] == value)
+            ]
+            if names:
+                self._spaces.append(_Namespace(space, names, _of_class(obj) - space.keys()))
+        self._variables = list(variables)
+        self._trainable = [v.trainable for v in self._variables]
+        self._config = _config()
+
+    def hold(self) -> bool:
+        """Whether all of it is as it was."""
+        return (
+            all(space.holds() for space in self._spaces)
+            and all(_same(_held(cell), kept) for cell, kept in self._cells)
+            and all(_same(space.get(name), kept) for space, name, kept in self._globals)
+            and [v.trainable for v in self._variables] == self._trainable
+            and _config() == self._config
+        )
+
+
+def _of_class(obj: Any) -> frozenset[str]:
+    """The plain attributes that the user's classes of an object have."""
+    classes = [cls for cls in type(obj).__mro__ if not private.is_library(cls.__module__)]
+    return frozenset(name for cls in classes for name, value in vars(cls).items() if _is_plain(value) and not name.startswith("__"))
+
+
+def _same(value: Any, kept: Any) -> bool:
+    return value is kept or (_is_plain(kept) and type(value) is type(kept) and value == kept)
+
+
+def _config() -> tuple[str, str]:
+    return keras.config.floatx(), keras.config.dtype_policy().name
+
+
+def plain_values(reached: Reached) -> dict[int, dict[str, Any]]:
+    """The plain values in the `__dict__` of everything that is reached, by the object's id."""
+    return {id(obj): {k: v for k, v in vars(obj).items() if _is_plain(v)} for obj in reached.objects + reached.others}
+
+
+@contextlib.contextmanager
+def tracers_put_back(roots: Iterable[Any], report: Callable[[str, Any], None]) -> Iterator[Reached]:
+    """An attribute that gains a tracer inside gets back what it held, or is deleted, and is reported.
+
+    Args:
+        roots: What is traced inside, and the objects among its arguments.
+        report: Is told the attribute's name and its owner.
+    """
+    reached = Reached(*roots)
+    before = {id(obj): (obj, dict(vars(obj))) for obj in reached.objects + reached.others}
+    lengths = {id(v): (v, len(v)) for _, space in before.values() for v in space.values() if isinstance(v, list)}
+    try:
+        yield reached
+    finally:
+        for obj in Reached(*roots).objects + reached.others:
+            held = before.get(id(obj), (obj, {}))[1]
+            for name, value in list(vars(obj).items()):
+                if isinstance(value, list) and id(value) in lengths and lengths[id(value)][0] is value:
+                    if any(map(_is_tracer, value[lengths[id(value)][1] :])):
+                        del value[lengths[id(value)][1] :]
+                        report(name, obj)
+                elif value is not held.get(name) and _has_tracer(value):
+                    _put_back(obj, name, held)
+                    report(name, obj)
+
+
+def _put_back(obj: Any, name: str, held: dict[str, Any]) -> None:
+    if name in held:
+        vars(obj)[name] = held[name]
+    else:
+        del vars(obj)[name]
+
+
+def _has_tracer(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_is_tracer, value.values()))
+    if isinstance(value, _CONTAINERS):
+        return any(map(_is_tracer, value))
+    return _is_tracer(value)
+
+
+def _is_tracer(x: Any) -> bool:
+    return ops.is_tensor(x) and not current().is_concrete(x)
