@@ -153,6 +153,7 @@ class Compiled(Generic[P, R]):
         else:
             entry = self._traced(call)
             entries.append(entry)
+        entry.guards.adopt_seed()
         return entry
 
     def _static_places(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[Any]:

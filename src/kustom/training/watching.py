@@ -34,6 +34,8 @@ _PLAIN = (int, float, str, bytes, bool, complex, type(None))
 _VOLATILE = frozenset(["stop_training", "_called", "_kustom_draws"])
 # Where Keras keeps the graph of a functional model, and what it tracks a second time.
 _UNFOLLOWED = frozenset(["_inbound_nodes", "_outbound_nodes", "_tracker", "_nodes", "_nodes_by_depth", "_operations_by_depth"])
+# Where Keras keeps the losses of the last call.
+_LOSSES = "_losses"
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 
 
@@ -77,7 +79,7 @@ class Reached:
             value = todo.pop()
             if id(value) not in self._seen and not isinstance(value, (*_PLAIN, types.ModuleType)):
                 self._seen.add(id(value))
-                todo += self._inside(value)
+                todo.extend(self._inside(value))
 
     def _inside(self, value: Any) -> Iterable[Any]:
         if isinstance(value, types.FunctionType):
@@ -186,8 +188,14 @@ class Guards:
             if names:
                 self._spaces.append(_Namespace(space, names))
         self._variables = list(variables)
+        self._seed = private.seed_of_all(self._variables)
         self._trainable = [v.trainable for v in self._variables]
         self._config = _config()
+
+    def adopt_seed(self) -> None:
+        """Go on with the random numbers that Keras draws for all: `set_random_seed` has it make another generator."""
+        if self._seed is not None:
+            private.set_seed_of_all(self._seed)
 
     def hold(self) -> bool:
         """Whether all of it is as it was."""
@@ -233,7 +241,8 @@ def tracers_put_back(roots: Iterable[Any], report: Callable[[str, Any], None]) -
                 if isinstance(value, list) and id(value) in lengths and lengths[id(value)][0] is value:
                     if any(map(_is_tracer, value[lengths[id(value)][1] :])):
                         del value[lengths[id(value)][1] :]
-                        report(name, obj)
+                        if name != _LOSSES:
+                            report(name, obj)
                 elif value is not held.get(name) and _has_tracer(value):
                     _put_back(obj, name, held)
                     report(name, obj)

@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from kustom.backends import keras as private
-from kustom.backends.lifting.state import BranchOnValue, user_line, whole
+from kustom.backends.lifting.state import made_each_time, refusing, whole
 
 __all__ = ["COMPILERS", "LIGHT", "LOOPS_HEAVY", "LOOP_IS_A_CHOICE", "TRACES_CHEAPLY", "Program", "decided", "number"]
 
@@ -70,9 +70,12 @@ class Program:
                 private.unlisten(note)
 
         try:
-            plain = tf.function(traced, autograph=False).get_concrete_function(*specs)
-        except _UNKNOWN as error:
-            raise BranchOnValue(user_line(error), str(error).splitlines()[0]) from error
+            with private.builds_at_once(tf.init_scope), refusing(_UNKNOWN):
+                plain = tf.function(traced, autograph=False).get_concrete_function(*specs)
+        except ValueError as error:
+            if _MADE_EACH_TIME not in str(error):
+                raise
+            raise made_each_time(None) from error
         self._variables = list(plain.graph.variables)
         mine = {id(v) for v in self._variables}
         self.variables = [v for v in read.values() if id(private.own_value(v)) in mine]
@@ -153,6 +156,8 @@ class Program:
         return self.variables
 
 
+# What TensorFlow says where variables are made when it traces a second time.
+_MADE_EACH_TIME = "singleton tf.Variable"
 # What TensorFlow raises where a value is asked for that is not known.
 _UNKNOWN = (tf.errors.OperatorNotAllowedInGraphError,)
 # Kinds of operations that run many times slower, or not at all, inside a loop that XLA compiles for a CPU.
