@@ -12,6 +12,7 @@ import math
 import numbers
 import os
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -21,9 +22,10 @@ import numpy as np
 from kustom.errors import DataError
 from kustom.training.indexed import passes
 from kustom.training.leaves import as_array, cast, family, final_dtype, is_array, is_mapped, of_module
+from kustom.training.onepass import OnePass
 from kustom.training.rows import Chunked, Order, Resident, Shuffle, weigh, weighted
 from kustom.training.source import Block, Source, flatten, unflatten
-from kustom.training.streams import OnePass, Passes
+from kustom.training.streams import Passes
 
 __all__ = ["Block", "Source", "gives_batches", "open_source", "split_validation"]
 
@@ -76,17 +78,18 @@ def open_source(
     """
     size = _whole(batch_size, "batch_size" if what != "validation" else "validation_batch_size")
     steps = _whole(steps_per_epoch, _STEPS[what])
-    if not (isinstance(shuffle, bool) or shuffle in ("batch", "replacement")):
+    if not (isinstance(shuffle, bool | np.bool_) or shuffle in ("batch", "replacement")):
         raise DataError(f"shuffle is {shuffle!r}; expected True, False, 'batch' or 'replacement'.")
     if class_weight is not None:
         _check_class_weight(class_weight)
-    if seed is None:
-        seed = int(np.random.randint(0, 2**31 - 1)) if shuffle else 0
     if x is None and y is None:
         return _Nothing(_asked(steps, what))
     if not gives_batches(x, y):
         limit = _quarter_of_memory() if resident_limit is None else resident_limit
-        return _open_arrays(x, y, sample_weight, size, steps, shuffle, seed, class_weight, limit, chunk_bytes, chunk_batches)
+        structure, arrays = _arrays(x, y, sample_weight)
+        size = size or (math.ceil(len(arrays[0]) / steps) if steps else 32)
+        order = Order(len(arrays[0]), size, shuffle, _seed(seed) if shuffle else 0, steps)
+        return _open_arrays(structure, arrays, order, class_weight, limit, chunk_bytes, chunk_batches)
     for name, value in (("y", y), ("sample_weight", sample_weight)):
         if value is not None:
             raise DataError(
@@ -98,9 +101,7 @@ def open_source(
     if shuffle in ("batch", "replacement"):
         raise DataError(f"shuffle={shuffle!r} shuffles the rows of arrays; x is {family(x)}. Give arrays, or shuffle=True.")
     options = {"steps": steps, "class_weight": class_weight, "budget": chunk_bytes, "most": chunk_batches}
-    source = _open_stream(x, bool(shuffle), seed, what, options)
-    source.seed = seed
-    return source
+    return _open_stream(x, bool(shuffle), seed, what, options)
 
 
 def gives_batches(x: Any, y: Any = None) -> bool:
@@ -150,28 +151,21 @@ def split_validation(x: Any, y: Any, sample_weight: Any, fraction: float) -> tup
 
 
 def _open_arrays(
-    x: Any,
-    y: Any,
-    sample_weight: Any,
-    size: int | None,
-    steps: int | None,
-    shuffle: Shuffle,
-    seed: int,
+    structure: Any,
+    arrays: list[np.ndarray],
+    order: Order,
     class_weight: Mapping[Any, Any] | None,
     limit: int,
     chunk_bytes: int,
     chunk_batches: int,
 ) -> Source:
-    structure, arrays = _arrays(x, y, sample_weight)
     weights = None
     if class_weight is not None:
         structure, weights = weighted(structure, len(arrays), class_weight)
-    samples = len(arrays[0])
-    size = size or (math.ceil(samples / steps) if steps else 32)
-    order = Order(samples, size, shuffle, seed, steps)
     row = sum(array[:1].size * final_dtype(array.dtype).itemsize for array in arrays)
-    if any(is_mapped(array) for array in arrays) or row * samples > limit or samples > np.iinfo(np.int32).max:
-        return Chunked(structure, arrays, order, max(1, min(chunk_bytes // max(row * size, 1), chunk_batches)), weights)
+    if row * order.samples > limit or order.dtype != np.int32 or any(is_mapped(array) for array in arrays):
+        capacity = min(chunk_bytes // max(row * order.size, 1), chunk_batches)
+        return Chunked(structure, arrays, order, max(capacity, 1), weights)
     arrays = [cast(array) for array in arrays]
     if weights is not None:
         weigh(arrays, weights, None, axes=1)
@@ -203,7 +197,7 @@ def _arrays(x: Any, y: Any, sample_weight: Any) -> tuple[Any, list[np.ndarray]]:
     return tuple(structure), arrays
 
 
-def _open_stream(x: Any, shuffle: bool, seed: int, what: What, options: dict[str, Any]) -> Source:
+def _open_stream(x: Any, shuffle: bool, seed: int | None, what: What, options: dict[str, Any]) -> Source:
     steps, name = options["steps"], family(x)
     if isinstance(x, keras.utils.PyDataset):
         length = x.num_batches
@@ -213,7 +207,10 @@ def _open_stream(x: Any, shuffle: bool, seed: int, what: What, options: dict[str
             _asked(steps, what, f"{name} has no end")
         # Of one without an end any batch may be the first.
         hooks = {"begun": x.on_epoch_begin, "ended": x.on_epoch_end}
-        return Passes(name, passes(x, shuffle, seed), sys.maxsize if length is None else length, **hooks, **options)
+        seed = _seed(seed) if shuffle else 0
+        source = Passes(name, passes(x, shuffle, seed), sys.maxsize if length is None else length, **hooks, **options)
+        source.seed = seed
+        return source
     if hasattr(type(x), "__next__"):
         return OnePass(name, x, **options)
     length = _length(x)
@@ -226,7 +223,27 @@ def _open_stream(x: Any, shuffle: bool, seed: int, what: What, options: dict[str
 
 
 def _again(x: Any) -> Callable[[int, int], Iterator[Any]]:
-    return lambda number, at: itertools.islice(iter(x), at, None)
+    if not of_module(type(x), "tensorflow"):
+        return lambda number, at: itertools.islice(iter(x), at, None)
+
+    def make(number: int, at: int) -> Iterator[Any]:
+        # A shuffled tf.data.Dataset has another order in each of its iterators; where a run is taken up again in a new
+        # process, those of the passes before are made, and not drawn from.
+        made = _made.get(x, 0)
+        for _ in range(made, number):
+            iter(x)
+        _made[x] = max(made, number) + 1
+        return itertools.islice(iter(x), at, None)
+
+    return make
+
+
+# How many iterators have been made of a tf.data.Dataset.
+_made: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+
+def _seed(seed: int | None) -> int:
+    return int(np.random.randint(0, 2**31 - 1)) if seed is None else seed
 
 
 def _length(x: Any) -> int | None:

@@ -8,6 +8,7 @@ stays. What gives other numbers (XLA or not, inductor) is never chosen by timing
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -273,5 +274,5 @@ class Place:
 
 def _numbers(entry: Entry, calls: list[list[Any]]) -> dict[str, float]:
     """The scalars of several calls, added up, under their names."""
-    sums = np.sum([[float(ops.convert_to_numpy(out)) for out in outs] for outs in calls], axis=0, dtype="float64")
-    return entry.result.unpack(list(np.atleast_1d(sums)))
+    values = [[float(out) for out in outs] for outs in calls]
+    return entry.result.unpack([math.fsum(column) for column in zip(*values, strict=True)])

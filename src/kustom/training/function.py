@@ -23,7 +23,7 @@ from kustom.backends.lifting.eager import Eager
 from kustom.backends.lifting.state import BranchOnValue, Scope
 from kustom.errors import EagerWarning, FunctionError, RetraceWarning, TracerWarning, hide_frames, warn
 from kustom.gradients.tape import is_recorded
-from kustom.training.watching import Guards, plain_values, tracers_put_back
+from kustom.training.watching import Guards, Reached, plain_values, tracers_put_back
 
 __all__ = ["Compiled", "function"]
 
@@ -99,7 +99,14 @@ class Compiled(Generic[P, R]):
     """What `kustom.function` returns."""
 
     def __init__(
-        self, f: Callable[P, R], static_argnames: Iterable[str], run_eagerly: bool, compiler: str | None, *, quiet: bool = False
+        self,
+        f: Callable[P, R],
+        static_argnames: Iterable[str],
+        run_eagerly: bool,
+        compiler: str | None,
+        *,
+        quiet: bool = False,
+        about: tuple[Any, ...] = (),
     ) -> None:
         if not callable(f):
             raise FunctionError(f"kustom.function was given {type(f).__name__}; give it a function: kustom.function(step).")
@@ -108,6 +115,8 @@ class Compiled(Generic[P, R]):
             choice = " or ".join(map(repr, known)) or "none"
             raise FunctionError(f"compiler={compiler!r} is not known on {keras.backend.backend()}; there it is {choice}.")
         self._f = f
+        # What `f` stands for, where it is the library's own.
+        self._about = about or (f,)
         self._static = tuple(static_argnames)
         self._signature = inspect.signature(f) if self._static else None
         if self._signature is not None and (unknown := set(self._static) - set(self._signature.parameters)):
@@ -179,9 +188,9 @@ class Compiled(Generic[P, R]):
             return result.pack(call_f(*args, **kwargs))
 
         if self.run_eagerly:
-            return Entry(Eager(flat), result, Guards((), {}, ()))
+            return Entry(Eager(flat), result, Guards((), {}, ()), reached=Reached(*self._about, *form.objects))
         gained: list[tuple[str, Any]] = []
-        roots = (self._f, *form.objects)
+        roots = (*self._about, *form.objects)
         widened = False
         with tracers_put_back(roots, lambda name, owner: gained.append((name, owner))) as reached:
             before = plain_values(reached)
@@ -239,11 +248,13 @@ def _is_traced() -> bool:
 class Entry:
     """A program, what it returns, what Python held when it was made, and whether it takes whole numbers as floats."""
 
-    def __init__(self, program: Any, result: _Result, guards: Guards, widened: bool = False) -> None:
+    def __init__(
+        self, program: Any, result: _Result, guards: Guards, widened: bool = False, reached: Reached | None = None
+    ) -> None:
         self.program = program
         self.result = result
         self.guards = guards
-        self.reached = guards.reached
+        self.reached = reached or guards.reached
         self.widened = widened
 
     def tensors(self, call: Arguments) -> list[Any]:

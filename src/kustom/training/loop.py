@@ -247,7 +247,7 @@ class _Phase:
         self._told = told
         self.metrics = dict(listed)
         self.returned: dict[str, keras.metrics.Metric] = {}
-        self.compiled: Compiled[..., Any] = Compiled(self._scalars, (), eager, compiler)
+        self.compiled: Compiled[..., Any] = Compiled(self._scalars, (), eager, compiler, about=(step,))
         self.pace = Pace()
         lifting = current("lifting")
         small = eager or not lifting.TRACES_CHEAPLY
@@ -634,8 +634,9 @@ def _free(name: str, taken: Mapping[str, Any]) -> str:
 
 
 def _number(value: Any) -> Any:
-    array = ops.convert_to_numpy(value) if ops.is_tensor(value) else np.asarray(value)
-    return float(array) if array.ndim == 0 else array.tolist()
+    if not np.ndim(value):
+        return float(ops.stop_gradient(value) if ops.is_tensor(value) else value)
+    return np.asarray(ops.convert_to_numpy(value)).tolist()
 
 
 def _described(value: Any) -> str:
