@@ -12,7 +12,7 @@ import functools
 import importlib
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -56,6 +56,7 @@ __all__ = [
     "listen",
     "makes",
     "mark_default",
+    "may_be_written",
     "metrics_of",
     "name_nested",
     "open_scope",
@@ -482,6 +483,13 @@ def _note(journal: dict[int, tuple[keras.Variable, Any]], variable: Any) -> None
     value = vars(variable).get("_value") if open_scope() is None else None
     if value is not None and id(variable) not in journal:
         journal[id(variable)] = (variable, keras.ops.copy(value))
+
+
+def may_be_written(variables: Iterable[keras.Variable]) -> None:
+    """Tell the `undone` of this thread that these will be written by what it does not see."""
+    for journal in _journals.all:
+        for variable in variables:
+            _note(journal, variable)
 
 
 @contextlib.contextmanager

@@ -96,7 +96,7 @@ class Program:
     @staticmethod
     def _look(f: Callable[[list[Any]], list[Any]], examples: Sequence[Any]) -> dict[int, keras.Variable]:
         """The variables that `f` touches; those that it makes have their values afterwards."""
-        with _tracing(), Scope(placeholder=_placeholder) as scope, refusing(_UNKNOWN):
+        with _tracing(), Scope(placeholder=_placeholder) as scope, refusing(_asks_a_value):
             # A new function each time: JAX remembers what it has traced, and a second look would find nothing.
             jax.eval_shape(lambda *tensors: f(list(tensors)), *examples)
         return scope.seen
@@ -114,7 +114,7 @@ class Program:
             return [*outs, *(jax.lax.convert_element_type(scope.get_current_value(v), v._dtype) for v in written)]
 
         # The scope around is there so that nothing is initialized inside of the trace.
-        with _tracing(), Scope(placeholder=_placeholder), refusing(_UNKNOWN):
+        with _tracing(), Scope(placeholder=_placeholder), refusing(_asks_a_value):
             closed = jax.make_jaxpr(pure)([private.own_value(v) for v in variables], list(examples))
         return closed, kept[1], kept[0]
 
@@ -201,6 +201,10 @@ class Program:
         """Give every variable the value that it had at `keep`."""
         for variable, value in zip(self.written, kept, strict=True):
             private.put(variable, value)
+
+
+def _asks_a_value(error: BaseException) -> bool:
+    return isinstance(error, _UNKNOWN)
 
 
 @contextlib.contextmanager

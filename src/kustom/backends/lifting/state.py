@@ -84,18 +84,18 @@ def made_each_time(variable: keras.Variable | None) -> BranchError:
 
 
 @contextlib.contextmanager
-def refusing(kinds: tuple[type[BaseException], ...]) -> Iterator[None]:
+def refusing(asks: Callable[[BaseException], bool]) -> Iterator[None]:
     """Say where a function asks for a value that is not known while it is traced.
 
     Args:
-        kinds: What the backend raises there. Keras adds to an error that leaves a layer's call what the call was given, and
-            may fail to; so the errors before it are looked at, too.
+        asks: Whether an error is what the backend raises there. Keras adds to an error that leaves a layer's call what the
+            call was given, and may fail to; so the errors before it are looked at, too.
     """
     try:
         yield
     except Exception as error:
         chain = list(_chain(error))
-        asked = next((each for each in chain if isinstance(each, kinds)), None)
+        asked = next((each for each in chain if asks(each)), None)
         if asked is None or any(isinstance(each, KustomError) for each in chain):
             raise
         lines = (_user_line(each) for each in (asked, *chain))
