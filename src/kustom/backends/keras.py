@@ -36,11 +36,13 @@ __all__ = [
     "ROOTS",
     "Exchange",
     "add_state",
+    "assignments_refused",
     "backend_module",
     "builds_at_once",
     "compute_output_spec",
     "descendants",
     "everyones_seed",
+    "functional_of",
     "get_keras_mask",
     "has_value",
     "in_call",
@@ -178,6 +180,11 @@ def sublayers(layer: keras.layers.Layer) -> list[Any]:
 def descendants(layer: keras.layers.Layer) -> list[Any]:
     """The layers below `layer`, at any depth."""
     return list(layer._flatten_layers(include_self=False))
+
+
+def functional_of(model: keras.Model) -> Any:
+    """The functional model that a `Sequential` keeps and runs, which is no layer of it; None in others."""
+    return getattr(model, "_functional", None)
 
 
 def metrics_of(layer: keras.layers.Layer) -> list[Any]:
@@ -453,6 +460,40 @@ def reads() -> Iterator[list[keras.Variable]]:
         yield read
     finally:
         unlisten(note)
+
+
+class _Refusals(threading.local):
+    def __init__(self) -> None:
+        self.all: list[Callable[[keras.Variable], Exception]] = []
+
+
+_refusals = _Refusals()
+
+
+def _refused_assign(plain: Callable[..., Any]) -> Callable[..., Any]:
+    refusals = _refusals
+
+    @functools.wraps(plain)
+    def assign(self: Any, value: Any) -> Any:
+        if refusals.all:
+            raise refusals.all[-1](self)
+        return plain(self, value)
+
+    return assign
+
+
+_refusing = Exchange(keras.Variable, "assign", _refused_assign)
+
+
+@contextlib.contextmanager
+def assignments_refused(refusal: Callable[[keras.Variable], Exception]) -> Iterator[None]:
+    """Inside, in this thread, an assignment to a variable raises what `refusal` makes of the variable."""
+    _refusals.all.append(refusal)
+    try:
+        with _refusing:
+            yield
+    finally:
+        _refusals.all.pop()
 
 
 class _Journals(threading.local):

@@ -6,11 +6,12 @@ call, what is done where a function cannot be traced. What a backend does to com
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import keras
@@ -20,6 +21,7 @@ from keras import ops
 
 from kustom.backends import current
 from kustom.backends import keras as private
+from kustom.backends.lifting.branches.many import one_value_each
 from kustom.backends.lifting.eager import Eager
 from kustom.backends.lifting.state import BranchOnValue
 from kustom.errors import EagerWarning, FunctionError, RetraceWarning, TracerWarning, hide_frames, warn
@@ -222,16 +224,14 @@ class Compiled(Generic[P, R]):
 
     def _program(self, flat: Callable[[list[Any]], list[Any]], call: Arguments) -> tuple[Any, bool]:
         lifting = current("lifting")
-        _tracing.depth += 1
-        try:
-            return lifting.Program(flat, call.leaves, compiler=self.compiler), False
-        except Exception as error:
-            # A whole number beside floats: TensorFlow computes with one kind at a time.
-            if not (call.whole_numbers and current().refuses_mixed_dtypes(error)):
-                raise
-            return lifting.Program(flat, call.widened(), compiler=self.compiler), True
-        finally:
-            _tracing.depth -= 1
+        with _traced_here(), one_value_each():
+            try:
+                return lifting.Program(flat, call.leaves, compiler=self.compiler), False
+            except Exception as error:
+                # A whole number beside floats: TensorFlow computes with one kind at a time.
+                if not (call.whole_numbers and current().refuses_mixed_dtypes(error)):
+                    raise
+                return lifting.Program(flat, call.widened(), compiler=self.compiler), True
 
 
 def _weak_method(f: Callable[..., Any], owner: Any) -> Callable[..., Any]:
@@ -253,6 +253,15 @@ class _Tracing(threading.local):
 
 
 _tracing = _Tracing()
+
+
+@contextlib.contextmanager
+def _traced_here() -> Iterator[None]:
+    _tracing.depth += 1
+    try:
+        yield
+    finally:
+        _tracing.depth -= 1
 
 
 def _is_traced() -> bool:

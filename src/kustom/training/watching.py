@@ -30,7 +30,9 @@ _PLAIN = (int, float, str, bytes, bool, complex, type(None))
 # Attributes of Keras's that change while a run goes on, and of which no computation depends.
 _VOLATILE = frozenset(["stop_training", "_called", "_kustom_draws"])
 # Where Keras keeps the graph of a functional model, and what it tracks a second time.
-_UNFOLLOWED = frozenset(["_inbound_nodes", "_outbound_nodes", "_tracker", "_nodes", "_nodes_by_depth", "_operations_by_depth"])
+_UNFOLLOWED = frozenset(
+    ["_functional", "_inbound_nodes", "_outbound_nodes", "_tracker", "_nodes", "_nodes_by_depth", "_operations_by_depth"]
+)
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 
 

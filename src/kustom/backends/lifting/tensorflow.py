@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from kustom.backends import keras as private
+from kustom.backends.lifting.branches.tensorflow import carried
 from kustom.backends.lifting.state import made_each_time, refusing, whole
 
 __all__ = ["COMPILERS", "LIGHT", "LOOPS_HEAVY", "LOOP_IS_A_CHOICE", "TRACES_CHEAPLY", "Program", "decided", "number"]
@@ -69,9 +70,11 @@ class Program:
             finally:
                 private.unlisten(note)
 
+        # Gradients of branches are traced otherwise for XLA.
+        self.xla = compiler == "xla"
         try:
-            with private.builds_at_once(tf.init_scope), refusing(_asks_a_value):
-                plain = tf.function(traced, autograph=False).get_concrete_function(*specs)
+            with private.builds_at_once(tf.init_scope), carried, refusing(_asks_a_value):
+                plain = tf.function(traced, autograph=False, jit_compile=self.xla or None).get_concrete_function(*specs)
         except ValueError as error:
             if _MADE_EACH_TIME not in str(error):
                 raise
@@ -81,7 +84,7 @@ class Program:
         self.variables = [v for v in read.values() if id(private.own_value(v)) in mine]
         kinds = _kinds(plain.graph)
         self.heavy = bool(kinds & _HEAVY)
-        self.xla = compiler == "xla" or (compiler is None and not kinds & (_HEAVY | _RAISING | _FOREIGN))
+        self.xla = self.xla or (compiler is None and not kinds & (_HEAVY | _RAISING | _FOREIGN))
         # XLA looks for nothing that may be wrong in the values.
         self.can_raise = bool(kinds & (_RAISING if self.xla else _RAISING | _CHECKING))
         self._copy: Any = None
@@ -203,6 +206,7 @@ _FOREIGN = frozenset(
     """
     PrintV2 StringFormat StringJoin AsString DecodeRaw LookupTableFindV2 LookupTableImportV2 Unique UniqueV2 Where
     RaggedTensorToTensor RaggedTensorToVariant SparseTensorDenseMatMul StatefulRandomBinomial
+    OptionalFromValue OptionalGetValue OptionalHasValue OptionalNone
     """.split()
 )
 
