@@ -12,7 +12,7 @@ import functools
 import importlib
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +23,7 @@ from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.variables import is_float_dtype, standardize_dtype
 from keras.src.losses.loss import reduce_weighted_values
+from keras.src.random import seed_generator
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 from keras.src.saving import object_registration, saving_lib
 from keras.src.saving.keras_saveable import KerasSaveable
@@ -35,9 +36,12 @@ __all__ = [
     "ROOTS",
     "Exchange",
     "add_state",
+    "assignments_refused",
     "backend_module",
+    "builds_at_once",
     "compute_output_spec",
     "descendants",
+    "everyones_seed",
     "functional_of",
     "get_keras_mask",
     "has_value",
@@ -54,6 +58,7 @@ __all__ = [
     "listen",
     "makes",
     "mark_default",
+    "may_be_written",
     "metrics_of",
     "name_nested",
     "open_scope",
@@ -64,7 +69,9 @@ __all__ = [
     "register",
     "registered",
     "registered_names",
+    "seed_of_all",
     "set_keras_mask",
+    "set_seed_of_all",
     "share",
     "standardize_dtype",
     "stored",
@@ -455,6 +462,40 @@ def reads() -> Iterator[list[keras.Variable]]:
         unlisten(note)
 
 
+class _Refusals(threading.local):
+    def __init__(self) -> None:
+        self.all: list[Callable[[keras.Variable], Exception]] = []
+
+
+_refusals = _Refusals()
+
+
+def _refused_assign(plain: Callable[..., Any]) -> Callable[..., Any]:
+    refusals = _refusals
+
+    @functools.wraps(plain)
+    def assign(self: Any, value: Any) -> Any:
+        if refusals.all:
+            raise refusals.all[-1](self)
+        return plain(self, value)
+
+    return assign
+
+
+_refusing = Exchange(keras.Variable, "assign", _refused_assign)
+
+
+@contextlib.contextmanager
+def assignments_refused(refusal: Callable[[keras.Variable], Exception]) -> Iterator[None]:
+    """Inside, in this thread, an assignment to a variable raises what `refusal` makes of the variable."""
+    _refusals.all.append(refusal)
+    try:
+        with _refusing:
+            yield
+    finally:
+        _refusals.all.pop()
+
+
 class _Journals(threading.local):
     def __init__(self) -> None:
         self.all: list[dict[int, tuple[keras.Variable, Any]]] = []
@@ -483,6 +524,13 @@ def _note(journal: dict[int, tuple[keras.Variable, Any]], variable: Any) -> None
     value = vars(variable).get("_value") if open_scope() is None else None
     if value is not None and id(variable) not in journal:
         journal[id(variable)] = (variable, keras.ops.copy(value))
+
+
+def may_be_written(variables: Iterable[keras.Variable]) -> None:
+    """Tell the `undone` of this thread that these will be written by what it does not see."""
+    for journal in _journals.all:
+        for variable in variables:
+            _note(journal, variable)
 
 
 @contextlib.contextmanager
@@ -598,3 +646,108 @@ def wide_floats() -> Iterator[None]:
                 del table.wanting[mine]
             if not table.wanting:
                 dtypes.BIT64_TO_BIT32_DTYPE = dict(table)
+
+
+@contextlib.contextmanager
+def builds_at_once(outside: Callable[[], contextlib.AbstractContextManager[Any]]) -> Iterator[None]:
+    """Inside, in this thread, layers and optimizers are built as by an eager call, whatever is being traced around.
+
+    What `build` assigns is assigned once. As a part of a trace it would be assigned at each call, or never.
+
+    Args:
+        outside: Makes the backend's scope in which nothing is traced.
+    """
+    _builders.all.append(outside)
+    classes = list(keras.optimizers.Optimizer.__mro__)
+    for cls in classes:
+        # Every optimizer has a `build` of its own, which calls its base's first.
+        classes += cls.__subclasses__() if issubclass(cls, keras.optimizers.Optimizer) else []
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_building)
+            for cls in classes:
+                if "build" in vars(cls):
+                    stack.enter_context(_building_of(cls))
+            yield
+    finally:
+        _builders.all.pop()
+
+
+class _Builders(threading.local):
+    def __init__(self) -> None:
+        self.all: list[Callable[[], contextlib.AbstractContextManager[Any]]] = []
+
+
+_builders = _Builders()
+
+
+def _built_at_once(plain: Callable[..., Any]) -> Callable[..., Any]:
+    builders = _builders
+
+    @functools.wraps(plain)
+    def build(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not builders.all or self.built:
+            return plain(self, *args, **kwargs)
+        outside, scope = builders.all[-1], open_scope()
+        told, _readers.all = _readers.all, []
+        global_state.set_global_attribute("stateless_scope", None)
+        try:
+            with outside():
+                return plain(self, *args, **kwargs)
+        finally:
+            global_state.set_global_attribute("stateless_scope", scope)
+            _readers.all = told
+
+    return build
+
+
+_building = Exchange(keras.layers.Layer, "_maybe_build", _built_at_once)
+
+
+@functools.cache
+def _building_of(cls: type) -> Exchange:
+    return Exchange(cls, "build", _built_at_once)
+
+
+def _seed_of_all(plain: Callable[[], Any]) -> Callable[[], Any]:
+    def global_seed_generator() -> Any:
+        if not _seeding.here:
+            return plain()
+        return _seed_now()
+
+    return global_seed_generator
+
+
+def _seed_now() -> Any:
+    generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    if generator is None:
+        generator = keras.random.SeedGenerator()
+        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
+    return generator
+
+
+def seed_of_all(variables: list[keras.Variable]) -> Any:
+    """The generator that Keras keeps for all, if its state is among `variables`."""
+    generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    return generator if generator is not None and any(v is generator.state for v in variables) else None
+
+
+def set_seed_of_all(generator: Any) -> None:
+    """Make `generator` the one that Keras keeps for all, with the state of the one that it has now."""
+    now = _seed_now()
+    if now is not generator:
+        generator.state.assign(now.state.value)
+        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
+
+
+_seeding = Exchange(seed_generator, "global_seed_generator", _seed_of_all)
+
+
+@contextlib.contextmanager
+def everyones_seed() -> Iterator[None]:
+    """Inside, in this thread, what draws without a seed may do so in a trace: Keras refuses it on JAX.
+
+    The state of the seed that Keras keeps for all is a variable, which is lifted as any other.
+    """
+    with _seeding:
+        yield
