@@ -26,6 +26,7 @@ from keras.src.losses.loss import reduce_weighted_values
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 from keras.src.saving import object_registration, saving_lib
 from keras.src.saving.keras_saveable import KerasSaveable
+from keras.src.trainers.compile_utils import CompileLoss, CompileMetrics
 from keras.src.utils.naming import to_snake_case
 from keras.src.utils.python_utils import default as mark_default
 from keras.src.utils.python_utils import is_default
@@ -33,6 +34,8 @@ from keras.src.utils.python_utils import is_default
 __all__ = [
     "RESERVED",
     "ROOTS",
+    "CompileLoss",
+    "CompileMetrics",
     "Exchange",
     "add_state",
     "backend_module",
@@ -68,10 +71,12 @@ __all__ = [
     "standardize_dtype",
     "stored",
     "sublayers",
+    "takes_training",
     "to_snake_case",
     "told",
     "track",
     "tracked",
+    "trained_by",
     "undone",
     "uninitialized",
     "unlisten",
@@ -177,6 +182,16 @@ def descendants(layer: keras.layers.Layer) -> list[Any]:
 def metrics_of(layer: keras.layers.Layer) -> list[Any]:
     """The metrics that `layer` tracks itself, without those of its sublayers."""
     return layer._metrics
+
+
+def takes_training(layer: keras.layers.Layer) -> bool:
+    """Whether the `call` of `layer` has an argument `training`."""
+    return layer._call_has_training_arg
+
+
+def trained_by(optimizer: Any) -> list[keras.Variable]:
+    """The variables that `optimizer` was built for, in the order of its building."""
+    return list(getattr(optimizer, "inner_optimizer", optimizer)._trainable_variables)
 
 
 def add_state(layer: keras.layers.Layer, state: Any) -> None:

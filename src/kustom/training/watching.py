@@ -96,8 +96,11 @@ class Reached:
                 [] if private.is_of_library(value) else [f for f in vars(type(value)).values() if isinstance(f, types.FunctionType)]
             )
             return [*code, *(v for name, v in vars(value).items() if name not in _UNFOLLOWED and _leads_on(v))]
-        if isinstance(value, type) or private.is_of_library(value) or not hasattr(value, "__dict__"):
+        if isinstance(value, type) or not hasattr(value, "__dict__"):
             return []
+        if private.is_of_library(value):
+            # What is our own says by itself what of the user's it stands for.
+            return getattr(value, "_kustom_reaches", ())
         self.others.append(value)
         return [*vars(value).values(), *(f for f in vars(type(value)).values() if isinstance(f, types.FunctionType))]
 
