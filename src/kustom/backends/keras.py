@@ -37,6 +37,7 @@ __all__ = [
     "CompileLoss",
     "CompileMetrics",
     "Exchange",
+    "MULTI",
     "add_state",
     "backend_module",
     "compute_output_spec",
@@ -52,6 +53,7 @@ __all__ = [
     "is_internal",
     "is_known_function",
     "is_library",
+    "is_multi",
     "is_of_library",
     "listen",
     "makes",
@@ -79,6 +81,7 @@ __all__ = [
     "trained_by",
     "undone",
     "uninitialized",
+    "unknown_to",
     "unlisten",
     "values_wait",
     "wide_floats",
@@ -192,6 +195,21 @@ def takes_training(layer: keras.layers.Layer) -> bool:
 def trained_by(optimizer: Any) -> list[keras.Variable]:
     """The variables that `optimizer` was built for, in the order of its building."""
     return list(getattr(optimizer, "inner_optimizer", optimizer)._trainable_variables)
+
+
+def unknown_to(optimizer: Any, variables: Any) -> list[keras.Variable]:
+    """Those of the variables that `optimizer`, which is built, was not built for."""
+    known = getattr(optimizer, "inner_optimizer", optimizer)
+    return [variable for variable in variables if known._var_key(variable) not in known._trainable_variables_indices]
+
+
+# `MultiOptimizer`, which Keras 3.14 has not.
+MULTI: tuple[type, ...] = tuple(filter(None, [getattr(keras.optimizers, "MultiOptimizer", None)]))
+
+
+def is_multi(optimizer: Any) -> bool:
+    """Whether an optimizer hands each variable to one of several."""
+    return isinstance(getattr(optimizer, "inner_optimizer", optimizer), MULTI)
 
 
 def add_state(layer: keras.layers.Layer, state: Any) -> None:

@@ -22,6 +22,7 @@ from kustom.backends import keras as private
 from kustom.backends.lifting.eager import Eager
 from kustom.backends.lifting.state import BranchOnValue, Scope
 from kustom.errors import EagerWarning, FunctionError, RetraceWarning, TracerWarning, hide_frames, warn
+from kustom.gradients.applying import Passed, applying, unseen
 from kustom.gradients.tape import is_recorded
 from kustom.training.watching import Guards, Reached, plain_values, tracers_put_back
 
@@ -147,6 +148,7 @@ class Compiled(Generic[P, R]):
             return self._f(*args, **kwargs)
         call = self.arguments(args, kwargs)
         entry = self.entry(call)
+        unseen()
         return entry.result.unpack(entry.program.run(entry.tensors(call)))
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
@@ -181,10 +183,12 @@ class Compiled(Generic[P, R]):
             )
         form, result = call.form, _Result()
         call_f: Callable[..., Any] = self._f
+        passed = Passed()
 
         def flat(leaves: list[Any]) -> list[Any]:
             args, kwargs = form.rebuilt(leaves)
-            return result.pack(call_f(*args, **kwargs))
+            with applying(passed):
+                return result.pack(call_f(*args, **kwargs))
 
         if self.run_eagerly:
             return Entry(Eager(flat), result, Guards((), {}, ()), reached=Reached(*self._about, *form.objects))
