@@ -27,6 +27,7 @@ from keras.src.random import seed_generator
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 from keras.src.saving import object_registration, saving_lib
 from keras.src.saving.keras_saveable import KerasSaveable
+from keras.src.trainers.compile_utils import CompileLoss, CompileMetrics
 from keras.src.utils.naming import to_snake_case
 from keras.src.utils.python_utils import default as mark_default
 from keras.src.utils.python_utils import is_default
@@ -34,7 +35,10 @@ from keras.src.utils.python_utils import is_default
 __all__ = [
     "RESERVED",
     "ROOTS",
+    "CompileLoss",
+    "CompileMetrics",
     "Exchange",
+    "MULTI",
     "add_state",
     "assignments_refused",
     "backend_module",
@@ -54,6 +58,7 @@ __all__ = [
     "is_internal",
     "is_known_function",
     "is_library",
+    "is_multi",
     "is_of_library",
     "listen",
     "makes",
@@ -76,12 +81,15 @@ __all__ = [
     "standardize_dtype",
     "stored",
     "sublayers",
+    "takes_training",
     "to_snake_case",
     "told",
     "track",
     "tracked",
+    "trained_by",
     "undone",
     "uninitialized",
+    "unknown_to",
     "unlisten",
     "values_wait",
     "wide_floats",
@@ -190,6 +198,31 @@ def functional_of(model: keras.Model) -> Any:
 def metrics_of(layer: keras.layers.Layer) -> list[Any]:
     """The metrics that `layer` tracks itself, without those of its sublayers."""
     return layer._metrics
+
+
+def takes_training(layer: keras.layers.Layer) -> bool:
+    """Whether the `call` of `layer` has an argument `training`."""
+    return layer._call_has_training_arg
+
+
+def trained_by(optimizer: Any) -> list[keras.Variable]:
+    """The variables that `optimizer` was built for, in the order of its building."""
+    return list(getattr(optimizer, "inner_optimizer", optimizer)._trainable_variables)
+
+
+def unknown_to(optimizer: Any, variables: Any) -> list[keras.Variable]:
+    """Those of the variables that `optimizer`, which is built, was not built for."""
+    known = getattr(optimizer, "inner_optimizer", optimizer)
+    return [variable for variable in variables if known._var_key(variable) not in known._trainable_variables_indices]
+
+
+# `MultiOptimizer`, which Keras 3.14 has not.
+MULTI: tuple[type, ...] = tuple(filter(None, [getattr(keras.optimizers, "MultiOptimizer", None)]))
+
+
+def is_multi(optimizer: Any) -> bool:
+    """Whether an optimizer hands each variable to one of several."""
+    return isinstance(getattr(optimizer, "inner_optimizer", optimizer), MULTI)
 
 
 def add_state(layer: keras.layers.Layer, state: Any) -> None:

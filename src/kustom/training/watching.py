@@ -96,8 +96,11 @@ class Reached:
             code = () if private.is_of_library(value) else _code(value)
             attributes = vars(value).items()
             return [*_unnamed(code), *((v, n, value) for n, v in attributes if n not in _UNFOLLOWED and _leads_on(v))]
-        if isinstance(value, type) or private.is_of_library(value) or not hasattr(value, "__dict__"):
+        if isinstance(value, type) or not hasattr(value, "__dict__"):
             return ()
+        if private.is_of_library(value):
+            # What is our own says by itself what of the user's it stands for.
+            return _unnamed(getattr(value, "_kustom_reaches", ()))
         self.others.append(value)
         return [*((v, n, value) for n, v in vars(value).items()), *_unnamed(_code(value))]
 
