@@ -54,7 +54,7 @@ suite-%:
 	@echo "==== $* in $(VENV)"
 	@KERAS_BACKEND=$* $(BIN)/python -m pytest $(SELECT) $(ARGS)
 
-bench: $(VENV)/.all ## every script in benchmarks/
+bench: $(VENV)/.bench ## every script in benchmarks/
 	@for script in benchmarks/*.py; do echo "==== $$script"; $(BIN)/python "$$script" $(ARGS) || exit 1; done
 
 wheel-test: $(VENV)/.all ## build the wheel and use it in an empty environment
@@ -85,3 +85,8 @@ $(VENV)/.all: pyproject.toml $(CONSTRAINTS) | $(BIN)/pip
 	@$(INSTALL) hatchling editables || $(INSTALL_FAILED)
 	@$(INSTALL) --editable ".[jax,torch,recipes,test,lint]" $(TENSORFLOW) || $(INSTALL_FAILED)
 	@touch $(VENV)/.train $@
+
+$(VENV)/.bench: $(VENV)/.all
+	@echo "installing what the benchmarks compare with into $(VENV)"
+	@$(INSTALL) --editable ".[benchmarks]" || $(INSTALL_FAILED)
+	@touch $@

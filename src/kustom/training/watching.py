@@ -142,18 +142,19 @@ def _held(cell: Any) -> Any:
 
 
 class _Namespace:
-    """The plain values in one `__dict__` that are compared."""
+    """The plain values in one `__dict__` that are compared; and names that may not get there, since the class has them."""
 
-    __slots__ = ("get", "kept", "space")
+    __slots__ = ("get", "kept", "shadowed", "space")
 
-    def __init__(self, space: dict[str, Any], names: Iterable[str]) -> None:
+    def __init__(self, space: dict[str, Any], names: Iterable[str], shadowed: frozenset[str]) -> None:
         self.space = space
+        self.shadowed = shadowed
         self.get = operator.itemgetter(*names)
         self.kept = self.get(space)
 
     def holds(self) -> bool:
         try:
-            return self.get(self.space) == self.kept
+            return self.get(self.space) == self.kept and self.shadowed.isdisjoint(self.space)
         except KeyError:
             return False
 
@@ -184,7 +185,7 @@ class Guards:
                 and (was is None or name not in was or was[name] == value)
             ]
             if names:
-                self._spaces.append(_Namespace(space, names))
+                self._spaces.append(_Namespace(space, names, _of_class(obj) - space.keys()))
         self._variables = list(variables)
         self._trainable = [v.trainable for v in self._variables]
         self._config = _config()
@@ -198,6 +199,12 @@ class Guards:
             and [v.trainable for v in self._variables] == self._trainable
             and _config() == self._config
         )
+
+
+def _of_class(obj: Any) -> frozenset[str]:
+    """The plain attributes that the user's classes of an object have."""
+    classes = [cls for cls in type(obj).__mro__ if not private.is_library(cls.__module__)]
+    return frozenset(name for cls in classes for name, value in vars(cls).items() if _is_plain(value) and not name.startswith("__"))
 
 
 def _same(value: Any, kept: Any) -> bool:

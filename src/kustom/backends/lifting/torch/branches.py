@@ -82,7 +82,7 @@ class _Branch(Scope):
 
     def __init__(self) -> None:
         super().__init__()
-        self._copies: dict[int, tuple[Any, int]] = {}
+        self._copies: dict[int, Any] = {}
 
     def get_current_value(self, variable: keras.Variable) -> Any:
         if id(variable) not in self.state_mapping:
@@ -91,13 +91,14 @@ class _Branch(Scope):
                 return value
             copy = value.clone()
             self.state_mapping[id(variable)] = copy
-            self._copies[id(variable)] = (copy, copy._version)
+            self._copies[id(variable)] = copy
         return super().get_current_value(variable)
 
     def changes(self) -> dict[int, keras.Variable]:
         """The variables that were assigned, by their `id`."""
-        for key, (copy, version) in self._copies.items():
-            if copy._version != version:
+        run = _run()
+        for key, copy in self._copies.items():
+            if run.value_of(copy).storage.writes:
                 self.written.setdefault(key, self.seen[key])
         return self.written
 

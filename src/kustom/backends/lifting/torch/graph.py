@@ -12,7 +12,7 @@ import torch
 
 from kustom.backends.lifting.torch.recorder import Call, Node, Recording, Value, values_in
 
-__all__ = ["simplified"]
+__all__ = ["drop_copies", "drop_unused", "replace", "simplified"]
 
 _aten = torch.ops.aten
 # They give their argument as it is.
@@ -25,15 +25,15 @@ _LARGE = 2**16
 
 def simplified(recording: Recording) -> None:
     """Leave out what changes nothing, do once what is done twice, compute constants beforehand."""
-    _drop_unused(recording)
+    drop_unused(recording)
     _drop_aliases(recording)
     _fold(recording)
     _share(recording)
-    _drop_copies(recording)
-    _drop_unused(recording)
+    drop_copies(recording)
+    drop_unused(recording)
 
 
-def _replace(recording: Recording, other: dict[Value, Value]) -> None:
+def replace(recording: Recording, other: dict[Value, Value]) -> None:
     """Use other values in the place of some."""
     if not other:
         return
@@ -77,7 +77,7 @@ def _results(recording: Recording) -> list[Value]:
     return [*recording.outputs, *(new for _, _, new, _ in recording.gradients if new is not None)]
 
 
-def _drop_unused(recording: Recording) -> None:
+def drop_unused(recording: Recording) -> None:
     """Leave out what neither the outputs nor the state afterwards depend on."""
     live = set(_results(recording))
     memory = {value.storage for value in live}
@@ -104,7 +104,7 @@ def _drop_aliases(recording: Recording) -> None:
         if alias and out is not None:
             other[out] = node.args[0]
         keep.append(not alias)
-    _replace(recording, other)
+    replace(recording, other)
     _keep_nodes(recording, keep)
 
 
@@ -153,7 +153,7 @@ def _share(recording: Recording) -> None:
             keep.append(False)
         else:
             keep.append(True)
-    _replace(recording, other)
+    replace(recording, other)
     _keep_nodes(recording, keep)
 
 
@@ -174,7 +174,7 @@ def _key(structure: Any) -> Any:
     return (type(structure), repr(structure) if isinstance(structure, float) else structure)
 
 
-def _drop_copies(recording: Recording) -> None:
+def drop_copies(recording: Recording) -> None:
     """A copy of what is not written into while the copy is in use, and which is not written into itself, is its source."""
     last: dict[Any, int] = {}
     for position, node in enumerate(recording.nodes):
@@ -198,7 +198,7 @@ def _drop_copies(recording: Recording) -> None:
                 other[out] = source
                 last[source.storage] = max(last.get(source.storage, 0), until)
         keep.append(not copy)
-    _replace(recording, other)
+    replace(recording, other)
     # The views of a copy that is left out are views of its source.
     merged = {old.storage: new.storage for old, new in other.items()}
     for node in recording.nodes:

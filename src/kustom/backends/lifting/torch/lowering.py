@@ -268,7 +268,7 @@ class Script:
         if kind_name == "FloatType" and isinstance(given, int):
             given = float(given)
         if kind_name == "GeneratorType" and given is not None:
-            at = next(i for i, generator in enumerate(self._generators) if generator is given)
+            at = next(i for i, generator in enumerate(self._generators) if generator._cdata == given._cdata)
             return f"%g{at}"
         return self._constant(given)
 

@@ -23,6 +23,7 @@ import torch
 from kustom.backends import keras as private
 from kustom.backends.lifting.torch import lowering
 from kustom.backends.lifting.torch.graph import simplified
+from kustom.backends.lifting.torch.layout import relaxed
 from kustom.backends.lifting.torch.recorder import Call, Node, Recording, Value, record
 
 __all__ = ["Program"]
@@ -45,19 +46,22 @@ class Program:
     def __init__(self, f: Callable[[list[Any]], list[Any]], examples: Sequence[Any], *, compiler: str | None = None) -> None:
         self._f = f
         self._compiler = compiler
+        self._is_recorded = torch.is_grad_enabled()
         self._record(examples)
 
     def _record(self, examples: Sequence[Any]) -> None:
-        recording = record(self._f, examples)
-        if recording.made:
-            # They have their first values now, and are state from here on.
+        with torch.set_grad_enabled(self._is_recorded):
             recording = record(self._f, examples)
+            if recording.made:
+                # They have their first values now, and are state from here on.
+                recording = record(self._f, examples)
         if recording.made:
             paths = ", ".join(variable.path for variable in recording.made[:3])
             raise ValueError(f"a compiled function makes variables at each call ({paths}); make them outside, once.")
         used = list(recording.variables.values())
         owners = {id(value): variable for value, variable in _by_tensor(recording)}
         simplified(recording)
+        relaxed(recording, examples)
         self._recording = recording
         self._cells = [_Cell(owners.get(id(value)), value.tensor) for value in recording.state]
         writes = [bool(value.storage.writes) for value in recording.state]
@@ -98,16 +102,12 @@ class Program:
         return self._plain
 
     def run(self, tensors: Sequence[Any]) -> list[Any]:
-        """One step, from the state that the variables have to that which they have after it."""
+        """One step."""
         self._refresh(tensors)
-        state = [cell.tensor() for cell in self._cells]
-        with torch.no_grad(), self._held(), self._protected(state, self._fragile):
-            out = self._do("run", state, list(tensors))
-            for (leaf, _, new, _), gradient in zip(self._replaced(), out[self._many :], strict=True):
-                leaf.grad = gradient if new.kind != "state" else new.tensor
-            for leaf, _, new, _ in self._gradients:
-                if new is None:
-                    leaf.grad = None
+        with torch.no_grad(), self._held():
+            out = self._do("run", self._fragile, list(tensors))
+            if self._gradients:
+                self._leave_gradients(out[self._many :])
         return out[: self._many]
 
     # What can fail while it runs is put back here.
@@ -115,7 +115,7 @@ class Program:
 
     def pick(self, data: Sequence[Any], rows: Any, index: int, *, keep: bool = False) -> list[Any]:
         """One step, with the batch of number `index` of those that `loop` takes."""
-        return self.run([a[index] if rows is None else a.index_select(0, rows[index]) for a in data])
+        return self.run(_batch(data, rows, index))
 
     def loop(self, data: Sequence[Any], rows: Any, start: int, count: int, *, keep: bool = False) -> list[Any]:
         """`count` steps; for each output, a scalar, the sum over them in float64.
@@ -130,89 +130,90 @@ class Program:
         data = list(data)
         device = data[0].device if data else "cpu"
         totals = [torch.zeros((), dtype=torch.float64, device=device) for _ in range(self._many)]
-
-        def single(i: int) -> None:
-            batch = [a[i] for a in data] if rows is None else [a.index_select(0, rows[i]) for a in data]
-            for total, out in zip(totals, self.run(batch), strict=True):
-                total.add_(out.detach())
-
         if not count:
             return totals
-        state = [cell.tensor() for cell in self._cells]
-        with torch.no_grad(), self._held(), self._protected(state, self._written, totals):
-            last = start + count - 1
-            if self._gradients:
+        with torch.no_grad(), self._held():
+            if not self._gradients:
+                self._do("loop", self._written, data, rows, start, count, totals)
+                return totals
+            kept = self._copies(self._written)
+            try:
                 # The first may find no gradient where the others find one, and the last leaves its own.
-                single(start)
-                start, count = start + 1, count - 1
-                self._refresh([a[start - 1] for a in data] if rows is None else [a.index_select(0, rows[start - 1]) for a in data])
-                state = [cell.tensor() for cell in self._cells]
-            many = count - 1 if self._gradients else count
-            if many > 0:
-                self._do("loop", state, data, rows, start, many, totals)
-            if self._gradients and count:
-                single(last)
+                self._single(data, rows, start, totals)
+                last = start + count - 1
+                if last > start + 1:
+                    self._refresh(_batch(data, rows, start))
+                    self._do("loop", self._written, data, rows, start + 1, last - start - 1, totals)
+                if last > start:
+                    self._single(data, rows, last, totals)
+            except Exception:
+                self._put_back(kept)
+                raise
         return totals
 
     def wait(self) -> None:
         """Until what was called last has been computed: it has been, on a CPU."""
 
+    def _single(self, data: list[Any], rows: Any, i: int, totals: list[Any]) -> None:
+        for total, out in zip(totals, self.run(_batch(data, rows, i)), strict=True):
+            total.add_(out)
+
+    def _leave_gradients(self, found: list[Any]) -> None:
+        given = iter(found)
+        for leaf, _, new, _ in self._gradients:
+            gradient = None if new is None else next(given)
+            leaf.grad = new.tensor if new is not None and new.kind == "state" else gradient
+
     def keep(self) -> Any:
         """A copy of everything that a step writes, the state of the random numbers included."""
-        with torch.no_grad():
-            values = [self._cells[i].tensor().clone() for i in self._written]
-        generators = [generator.get_state() for generator in self._recording.generators]
-        return values, torch.get_rng_state(), generators
+        _, values, _, generators = self._copies(self._written)
+        return [self._cells[i] for i in self._written], values, torch.get_rng_state(), generators
 
     def restore(self, kept: Any) -> None:
         """Put back what `keep` kept."""
-        values, chance, generators = kept
-        _copy([self._cells[i].tensor() for i in self._written], values)
-        torch.set_rng_state(chance)
-        for generator, state in zip(self._recording.generators, generators, strict=True):
-            generator.set_state(state)
+        cells, values, chance, generators = kept
+        self._put_back(([cell.tensor() for cell in cells], values, chance, generators))
 
     def _refresh(self, examples: Sequence[Any]) -> None:
         """Record anew where a leaf has no gradient now and had one then, or has another."""
         if any(matters and leaf.grad is not before for leaf, before, _, matters in self._gradients):
             self._record(examples)
 
-    def _replaced(self) -> list[Any]:
-        return [entry for entry in self._gradients if entry[2] is not None]
-
-    def _do(self, what: str, state: list[Any], *args: Any) -> Any:
+    def _do(self, what: str, which: list[int], *args: Any) -> Any:
+        """Run one step or many; where that fails, the state is that of before."""
+        state = [cell.tensor() for cell in self._cells]
         generators = self._recording.generators
-        if not isinstance(self._engine, lowering.Script):
-            return getattr(self._engine, what)(state, *args, generators)
-        kept = self._copies(state, self._written if what == "loop" else self._fragile)
+        kept = self._copies(which)
         try:
             return getattr(self._engine, what)(state, *args, generators)
-        except RuntimeError:
+        except Exception as error:
+            self._put_back(kept)
             # The interpreter makes every error one of its own; Python's is the user's.
-            self._put_back(state, kept)
-        return getattr(self._python(), what)(state, *args, generators)
+            if not isinstance(self._engine, lowering.Script) or not isinstance(error, RuntimeError):
+                raise
+        if what == "loop":
+            for total in args[-1]:
+                total.zero_()
+        try:
+            return getattr(self._python(), what)(state, *args, generators)
+        except Exception:
+            self._put_back(kept)
+            raise
 
-    def _copies(self, state: list[Any], which: list[int]) -> Any:
+    def _copies(self, which: list[int]) -> Any:
         chance = torch.get_rng_state() if self._draws else None
-        generators = [generator.get_state() for generator in self._recording.generators]
-        return which, [state[i].clone() for i in which], chance, generators
+        generators = [(generator, generator.get_state()) for generator in self._recording.generators]
+        tensors = [self._cells[i].tensor() for i in which]
+        with torch.no_grad():
+            return tensors, [tensor.clone() for tensor in tensors], chance, generators
 
-    def _put_back(self, state: list[Any], kept: Any) -> None:
-        which, values, chance, generators = kept
-        _copy([state[i] for i in which], values)
+    def _put_back(self, kept: Any) -> None:
+        tensors, values, chance, generators = kept
+        _copy(tensors, values)
         if chance is not None:
             torch.set_rng_state(chance)
-        for generator, held in zip(self._recording.generators, generators, strict=True):
+        for generator, held in generators:
             generator.set_state(held)
-
-    @contextlib.contextmanager
-    def _protected(self, state: list[Any], which: list[int], totals: list[Any] | None = None) -> Iterator[None]:
-        kept = self._copies(state, which)
-        try:
-            yield
-        except Exception:
-            self._put_back(state, kept)
-            raise
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
@@ -268,17 +269,28 @@ def _once(variables: list[keras.Variable]) -> list[keras.Variable]:
 
 def _fragile(recording: Recording) -> list[int]:
     """The state that is written before the last operation that may fail: the others are written whole or not at all."""
-    risky = [position for position, node in enumerate(recording.nodes) if _may_fail(node)]
+    everywhere = any(value.tensor.device.type != "cpu" for value in recording.state)
+    risky = [position for position, node in enumerate(recording.nodes) if _may_fail(node, everywhere)]
     last = max(risky, default=-1)
     return [i for i, value in enumerate(recording.state) if value.storage.writes and value.storage.writes[0] < last]
 
 
-def _may_fail(node: Node) -> bool:
+# What may fail though the shapes are right: a value is out of its range, Python is called.
+_RISKS = """
+    index gather scatter embedding take put nll_loss ctc one_hot bincount histc multinomial bernoulli normal poisson binomial
+    linalg cholesky solve inverse svd eig qr lstsq assert
+""".split()
+
+
+def _may_fail(node: Node, everywhere: bool) -> bool:
     if isinstance(node.func, Call) or node.seed is not None:
         return True
-    name = node.func.name()
-    safe = name.startswith(("aten::_foreach_", "aten::copy_", "aten::view", "aten::select", "aten::t", "aten::detach"))
-    return not safe and torch.Tag.pointwise not in node.func.tags
+    # A device's memory may be used up anywhere; the host's hardly ever is in a way that can be caught.
+    return (everywhere and torch.Tag.inplace not in node.func.tags) or any(risk in node.func.name() for risk in _RISKS)
+
+
+def _batch(data: list[Any], rows: Any, i: int) -> list[Any]:
+    return [a[i] for a in data] if rows is None else [a.index_select(0, rows[i]) for a in data]
 
 
 def _copy(targets: list[Any], values: list[Any]) -> None:

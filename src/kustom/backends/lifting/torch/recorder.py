@@ -29,7 +29,7 @@ _READ = _aten._local_scalar_dense.default
 _INDEX = _aten.index.Tensor
 _SETS_GRAD = torch.Tensor.grad.__set__  # type: ignore[attr-defined]
 _SETS_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
-_LEAVES = (torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__dlpack__)
+_LEAVES = (torch.Tensor.__array__, torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__dlpack__)
 
 
 class Storage:
@@ -154,7 +154,7 @@ def record(f: Callable[[list[Any]], list[Any]], examples: Sequence[Any]) -> Reco
     with contextlib.ExitStack() as stack:
         stack.callback(torch.set_rng_state, chance)
         stack.callback(run.undo)
-        run.made = recording.made = stack.enter_context(private.makes())
+        run.made = stack.enter_context(private.makes())
         private.listen(run.read)
         stack.callback(private.unlisten, run.read)
         stack.enter_context(branches.exchanged(run))
@@ -170,6 +170,8 @@ def record(f: Callable[[list[Any]], list[Any]], examples: Sequence[Any]) -> Reco
         if run.refusal is not None:
             raise run.refusal
         run.note_gradients()
+        # Now: the state of Keras's own seed is one of them, too.
+        recording.made = list(run.made)
     for value in run.values.values():
         value.like = torch.empty_strided(value.tensor.size(), value.tensor.stride(), dtype=value.tensor.dtype, device="meta")
         is_fixed = value.kind == "made" and not value.storage.varying and not value.storage.writes
@@ -222,7 +224,10 @@ class _Run(TorchDispatchMode):
 
     def read(self, variable: keras.Variable, value: Any) -> Any:
         """Note that a variable is read, or is being assigned."""
-        self.recording.variables.setdefault(id(value), variable)
+        # In a branch it is read as a copy.
+        own = private.own_value(variable)
+        if own is not None:
+            self.recording.variables[id(own)] = variable
         self.note_gradient(value)
         return value
 
@@ -284,7 +289,8 @@ class _Run(TorchDispatchMode):
         with _disable_current_modes():
             generator = torch.Generator(seed.device)
             generator.manual_seed(int(seed) & 0xFFFFFFFF)
-        self._seeds[id(generator)] = (generator, value)
+        # Operations are handed another Python object of it.
+        self._seeds[generator._cdata] = (generator, value)
         return generator
 
     def call(self, f: Callable[[list[Any]], list[Any]], tensors: list[Any]) -> list[Any]:
@@ -301,15 +307,16 @@ class _Run(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is _aten.lift_fresh.default and id(args[0]) not in self.values:
-            # Made of numbers or an array just now.
-            self.add(args[0], "constant", varying=False)
+            # Made of numbers or an array just now; it may be written into.
+            self._note_constant(args[0])
+            return args[0]
         node = Node(func, self._symbolic(args), {name: self._symbolic(value) for name, value in kwargs.items()})
         varying = any(value.storage.varying for value in node.values())
         if varying:
             self._refuse_dynamic(func, args)
         generator = kwargs.get("generator")
-        if generator is not None and id(generator) in self._seeds:
-            node.seed = self._seeds[id(generator)][1]
+        if generator is not None and generator._cdata in self._seeds:
+            node.seed = self._seeds[generator._cdata][1]
             varying = varying or node.seed.storage.varying
         elif torch.Tag.nondeterministic_seeded in func.tags and not _is_dry(func, args):
             node.random = varying = True
@@ -340,6 +347,13 @@ class _Run(TorchDispatchMode):
                 self.refuse("a tensor whose shape depends on values")
         if func.name().startswith("aten::set_"):
             self.refuse("another tensor in the place of one")
+
+    def _note_constant(self, tensor: Any) -> None:
+        with _disable_current_modes():
+            value = self.add(tensor.detach().clone(), "constant", varying=False)
+        node = Node(_aten.clone.default, (value,), {})
+        node.outputs = [self.add(tensor, "made", varying=False)]
+        self.recording.nodes.append(node)
 
     def _note_writes(self, node: Node, args: Any, kwargs: Any, varying: bool) -> None:
         position = len(self.recording.nodes)
@@ -375,7 +389,7 @@ class _Run(TorchDispatchMode):
                 self._kept[memory._cdata] = (memory, memory.clone())
 
     def _keep_generator(self, generator: Any) -> None:
-        if not any(generator is other for other, _ in self._generators):
+        if not any(generator._cdata == other._cdata for other, _ in self._generators):
             self._generators.append((generator, generator.get_state()))
             self.recording.generators.append(generator)
 
