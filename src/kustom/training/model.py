@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import keras
 from keras import ops
@@ -98,7 +98,7 @@ class Model(keras.Model):
         if private.has_strategy(self):
             return super().train_step(data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        optimizer: Any = self.optimizer
+        optimizer = cast(Any, self.optimizer)
         with GradientTape() as tape:
             y_pred = private.forward(self, x, training=True)
             loss = private.total_loss(self, x, y, y_pred, sample_weight, training=True)
@@ -272,6 +272,13 @@ class Model(keras.Model):
         if private.has_strategy(self):
             return super().predict_on_batch(x)
         return self._kustom_way().predicted_batch((x,), self._kustom_execution())
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile as a file says; also without an optimizer, which Keras would build."""
+        if config.get("optimizer") is None and type(self).compile is keras.Model.compile:
+            self.compile(**keras.saving.deserialize_keras_object(config))
+        else:
+            super().compile_from_config(config)
 
     def _kustom_way(self) -> Steps:
         """What runs the steps; another one where the model has been compiled anew, or one of its parts exchanged."""

@@ -108,8 +108,8 @@ class Steps(Loop):
     def _predicted(self, batch: tuple[Any, ...], execution: str) -> Any:
         way, compiler = parse(execution)
         if (way, compiler) not in self._predictors:
-            step = _named(_step(self._of, "predict_step"), self._of, "predict_step")
-            self._predictors[way, compiler] = Compiled(step, (), way == "eager", compiler, about=(step,))
+            step = _step(self._of, "predict_step")
+            self._predictors[way, compiler] = _Method(self._of, "predict_step", step, step, way == "eager", compiler)
         outputs = self._predictors[way, compiler](*batch)
         return keras.tree.map_structure(lambda out: ops.convert_to_numpy(ops.stop_gradient(out)), outputs)
 
@@ -137,7 +137,7 @@ class _ModelPhase(_Phase):
         step = _step(model, method, self)
         super().__init__(step, {}, False, eager=eager, compiler=compiler)
         self._of = model
-        self.compiled = Compiled(_named(self._scalars, model, method), (), eager, compiler, about=(step,))
+        self.compiled = _Method(model, method, self._scalars, step, eager, compiler)
         self._small = eager or not current("lifting").TRACES_CHEAPLY
         self._told_of: dict[str, _Result] = {}
         # The metrics that the step updates and that are not the model's.
@@ -218,28 +218,36 @@ class _ModelPhase(_Phase):
         return [v for metric in [*self._of.metrics, *self._others] for v in metric.variables]
 
 
+class _Method(Compiled[..., Any]):
+    """A function of a batch that stands for a method of a model, compiled; messages have the method's name."""
+
+    def __init__(self, model: Any, method: str, f: Callable[..., Any], about: Any, eager: bool, compiler: str | None) -> None:
+        def named(*batch: Any) -> Any:
+            return f(*batch)
+
+        named.__qualname__ = f"{type(model).__qualname__}.{method}"
+        super().__init__(named, (), eager, compiler, about=(about,))
+        self._model = model
+        self._training = method == "train_step"
+
+    def entry(self, call: Any) -> Entry:
+        # Before the program is looked for: it is of one mode.
+        current().set_mode(self._model, training=self._training)
+        return super().entry(call)
+
+
 def _step(model: Any, method: str, phase: _ModelPhase | None = None) -> Callable[..., Any]:
     """A method of the model as a function of a batch; of its result a phase keeps what is of metrics."""
 
     def step(*batch: Any) -> Any:
-        current().set_mode(model, training=method == "train_step")
-        if phase is None:
-            return getattr(model, method)(_data(batch))
-        with private.results(phase.kinds()) as noted:
+        with private.results(phase.kinds() if phase else ()) as noted:
             returned = getattr(model, method)(_data(batch))
-        return phase.scalars_of(returned, noted)
+        if not model.built and type(model).build is keras.Model.build and all(layer.built for layer in model.layers):
+            # Nobody has called it, or will; all that it has is there, so that it can be saved.
+            model.built = True
+        return phase.scalars_of(returned, noted) if phase else returned
 
     return step
-
-
-def _named(f: Callable[..., Any], model: Any, method: str) -> Callable[..., Any]:
-    """`f` under the name that messages are to have."""
-
-    def named(*batch: Any) -> Any:
-        return f(*batch)
-
-    named.__qualname__ = f"{type(model).__qualname__}.{method}"
-    return named
 
 
 def _data(batch: tuple[Any, ...]) -> Any:
