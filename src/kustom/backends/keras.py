@@ -43,6 +43,7 @@ __all__ = [
     "compute_output_spec",
     "descendants",
     "forward",
+    "functional_of",
     "get_keras_mask",
     "has_strategy",
     "has_value",
@@ -184,6 +185,11 @@ def sublayers(layer: keras.layers.Layer) -> list[Any]:
 def descendants(layer: keras.layers.Layer) -> list[Any]:
     """The layers below `layer`, at any depth."""
     return list(layer._flatten_layers(include_self=False))
+
+
+def functional_of(model: keras.Model) -> Any:
+    """The functional model that a `Sequential` keeps and runs, which is no layer of it; None in others."""
+    return getattr(model, "_functional", None)
 
 
 def metrics_of(layer: keras.layers.Layer) -> list[Any]:

@@ -447,7 +447,7 @@ class _Fit:
                     break
                 if hooks is None:
                     hooks = self._prepared(block)
-                    hooks.call("on_train_begin")
+                    hooks.begin()
                 self._epoch(epoch, block, hooks, line)
                 if hooks.stop or self._source.ended:
                     break
@@ -471,6 +471,7 @@ class _Fit:
         hooks = Hooks(self._callbacks, model, params)
         if model is not None:
             self._history.set_model(model)
+            model.history = self._history  # pyright: ignore[reportAttributeAccessIssue]  (Keras sets it in fit, too)
             hooks.lend_optimizer(entry.reached.all(keras.optimizers.Optimizer))
         return hooks
 
@@ -602,7 +603,7 @@ def _trained(entry: Entry) -> keras.Model | None:
     """The model that a step trains, if it is one: the outermost of those whose trainable variables it touches."""
     touched = {id(v) for v in entry.program.variables}
     models = [m for m in entry.reached.all(keras.Model) if any(id(v) in touched for v in m.trainable_variables)]
-    inner = {id(layer) for m in models for layer in private.descendants(m)}
+    inner = {id(layer) for m in models for layer in (*private.descendants(m), private.functional_of(m))}
     outer = [m for m in models if id(m) not in inner]
     return outer[0] if len(outer) == 1 else None
 

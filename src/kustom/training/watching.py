@@ -33,7 +33,9 @@ _PLAIN = (int, float, str, bytes, bool, complex, type(None))
 # Attributes of Keras's that change while a run goes on, and of which no computation depends.
 _VOLATILE = frozenset(["stop_training", "_called", "_kustom_draws"])
 # Where Keras keeps the graph of a functional model, and what it tracks a second time.
-_UNFOLLOWED = frozenset(["_inbound_nodes", "_outbound_nodes", "_tracker", "_nodes", "_nodes_by_depth", "_operations_by_depth"])
+_UNFOLLOWED = frozenset(
+    ["_functional", "_inbound_nodes", "_outbound_nodes", "_tracker", "_nodes", "_nodes_by_depth", "_operations_by_depth"]
+)
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 
 
@@ -77,7 +79,8 @@ class Reached:
             value = todo.pop()
             if id(value) not in self._seen and not isinstance(value, (*_PLAIN, types.ModuleType)):
                 self._seen.add(id(value))
-                todo += self._inside(value)
+                # Not by +=, which asks a tuple of TensorFlow's first.
+                todo.extend(self._inside(value))
 
     def _inside(self, value: Any) -> Iterable[Any]:
         if isinstance(value, types.FunctionType):
