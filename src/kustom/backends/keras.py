@@ -23,6 +23,8 @@ from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.variables import is_float_dtype, standardize_dtype
 from keras.src.losses.loss import reduce_weighted_values
+from keras.src.models.functional import Functional
+from keras.src.models.model import functional_init_arguments as are_functional
 from keras.src.random import seed_generator
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 from keras.src.saving import object_registration, saving_lib
@@ -33,24 +35,29 @@ from keras.src.utils.python_utils import default as mark_default
 from keras.src.utils.python_utils import is_default
 
 __all__ = [
+    "MULTI",
     "RESERVED",
     "ROOTS",
     "CompileLoss",
     "CompileMetrics",
     "Exchange",
-    "MULTI",
+    "Functional",
     "add_state",
+    "are_functional",
     "assignments_refused",
     "backend_module",
     "builds_at_once",
     "compute_output_spec",
     "descendants",
     "everyones_seed",
+    "forward",
     "functional_of",
     "get_keras_mask",
+    "has_strategy",
     "has_value",
     "in_call",
     "in_layer_call",
+    "in_order",
     "is_assigned",
     "is_default",
     "is_float_dtype",
@@ -61,19 +68,23 @@ __all__ = [
     "is_multi",
     "is_of_library",
     "listen",
+    "loss_tracker",
     "makes",
     "mark_default",
     "may_be_written",
     "metrics_of",
     "name_nested",
+    "need_compiled",
     "open_scope",
     "own_value",
+    "parts_of",
     "put",
     "reads",
     "reduce_weighted_values",
     "register",
     "registered",
     "registered_names",
+    "results",
     "seed_of_all",
     "set_keras_mask",
     "set_seed_of_all",
@@ -84,6 +95,7 @@ __all__ = [
     "takes_training",
     "to_snake_case",
     "told",
+    "total_loss",
     "track",
     "tracked",
     "trained_by",
@@ -784,3 +796,81 @@ def everyones_seed() -> Iterator[None]:
     """
     with _seeding:
         yield
+
+
+def forward(model: Any, x: Any, *, training: bool) -> Any:
+    """Call a model as its trainer does."""
+    return model(x, training=training) if model._call_has_training_arg else model(x)
+
+
+def total_loss(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, *, training: bool) -> Any:
+    """The compiled loss of a model and its added losses, or what its `compute_loss` makes of them."""
+    return model._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
+
+
+def loss_tracker(model: Any) -> Any:
+    """The metric "loss" of a compiled model."""
+    return model._loss_tracker
+
+
+def need_compiled(model: Any, method: str) -> None:
+    """Refuse a model that is not compiled, as Keras does."""
+    model._assert_compile_called(method)
+
+
+def in_order(model: Any, values: dict[str, Any]) -> Any:
+    """Values of metrics as a list in the order that Keras gives them, a single one by itself."""
+    return model._flatten_metrics_in_order(values)
+
+
+def has_strategy(model: Any) -> bool:
+    """Whether a model was made under a `tf.distribute` strategy."""
+    return getattr(model, "_distribute_strategy", None) is not None
+
+
+def parts_of(model: Any) -> dict[str, Any]:
+    """The variables and objects of Keras that stand in a model's attributes, what it was compiled with among them."""
+    kinds = (KerasSaveable, keras.losses.Loss, keras.Variable)
+    return {name: value for name, value in vars(model).items() if isinstance(value, kinds)}
+
+
+class _Results(threading.local):
+    def __init__(self) -> None:
+        self.all: list[dict[int, Any]] = []
+
+
+_results = _Results()
+
+
+@contextlib.contextmanager
+def results(kinds: Iterable[type]) -> Iterator[dict[int, Any]]:
+    """What metrics of these classes give as their results inside, in this thread.
+
+    Gives, from the id of each tensor: the metric and which of its results it is (None where it has but one), and the tensor.
+    """
+    noted: dict[int, Any] = {}
+    _results.all.append(noted)
+    try:
+        with contextlib.ExitStack() as stack:
+            for kind in kinds:
+                stack.enter_context(_results_of(kind))
+            yield noted
+    finally:
+        _results.all.pop()
+
+
+@functools.lru_cache(maxsize=256)
+def _results_of(kind: type) -> Exchange:
+    return Exchange(kind, "result", _noted_result)
+
+
+def _noted_result(plain: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    @functools.wraps(plain)
+    def result(self: Any) -> Any:
+        given = plain(self)
+        for noted in _results.all:
+            for key, value in given.items() if isinstance(given, dict) else [(None, given)]:
+                noted.setdefault(id(value), ((self, key), value))
+        return given
+
+    return result

@@ -78,6 +78,7 @@ class Reached:
             value, name, owner = todo.pop()
             if id(value) not in self._seen and not isinstance(value, (*_PLAIN, types.ModuleType)):
                 self._seen.add(id(value))
+                # Not by +=, which asks a tuple of TensorFlow's first.
                 todo.extend(self._inside(value, name, owner))
 
     def _inside(self, value: Any, name: str, owner: Any) -> Iterable[tuple[Any, str, Any]]:
