@@ -16,6 +16,7 @@ import pytest
 from keras import ops
 
 import kustom
+from kustom import errors
 from kustom.backends.lifting.state import BranchOnValue
 
 if keras.backend.backend() != "torch":
@@ -522,7 +523,7 @@ def test_two_variables_in_one_memory():
 
 
 def test_variables_made_at_each_call_are_refused():
-    with pytest.raises(ValueError, match="makes variables at each call"):
+    with pytest.raises(errors.BranchError, match="makes new variables at each call"):
         Program(lambda t: [ops.sum(keras.Variable([1.0]) * t[0])], [torch.zeros(1)])
 
 
