@@ -18,7 +18,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import keras
-from keras import ops
 
 from kustom.backends import current
 from kustom.backends import keras as private
