@@ -81,6 +81,14 @@ def worker(options: argparse.Namespace, backend: str, letter: str, **changes: ob
         return [Seen(**{**one, "backend": keras_backend}) for one in json.loads(path.read_text(encoding="utf-8"))]
 
 
+def write(results: Results, out: Path) -> str:
+    """Leave the report in the folder, and return it."""
+    out.mkdir(parents=True, exist_ok=True)
+    report = results.markdown()
+    (out / "loops.md").write_text(report, encoding="utf-8")
+    return report
+
+
 def main() -> None:
     """Measure, show, write; exit 1 where a contender is missing or did other work."""
     options = arguments()
@@ -101,12 +109,10 @@ def main() -> None:
                         alone = worker(options, backend, letter, contenders=[one.contender], rounds=1, epochs=2)
                         one.peak_megabytes = alone[0].peak_megabytes
             seen += found
+            write(Results(seen), options.out)  # so that a run which is stopped leaves what it has seen
     unknown = {*options.contenders} - {one.contender for one in seen}
     results = Results(seen)
-    report = results.markdown()
-    print(report)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "loops.md").write_text(report, encoding="utf-8")
+    print(write(results, options.out))
     if results.by_name:
         results.picture(options.out / "loops.png")
     print(f"table and picture: {options.out}")

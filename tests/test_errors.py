@@ -35,7 +35,7 @@ def test_a_test_raises_it(error):
 def test_its_docstring_shows_a_wrong_and_a_right_example(error):
     assert "Wrong" in error.__doc__
     assert "Right" in error.__doc__
-    plain = (ValueError, TypeError, ImportError, RuntimeError, AssertionError, UserWarning)
+    plain = (ValueError, TypeError, ImportError, RuntimeError, AssertionError, ArithmeticError, UserWarning)
     assert issubclass(error, plain)
 
 

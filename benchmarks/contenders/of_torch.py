@@ -223,5 +223,5 @@ CONTENDERS = [
     Contender("by hand, torch.compile", compiled),
     Contender("Lightning", by_lightning),
     *of_every_backend(steps_per_execution=False),
-    Contender("kustom.Loop, inductor", loop("inductor")),
+    Contender("kustom.Loop, inductor", loop("loop+inductor")),
 ]

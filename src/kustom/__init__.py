@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from kustom.gradients.transforms import value_and_grad as value_and_grad
     from kustom.training.function import function as function
     from kustom.training.loop import Loop as Loop
+    from kustom.training.model import Model as Model
     from kustom.training.supervised import Supervised as Supervised
 
 _HOMES = {
@@ -68,6 +69,7 @@ _HOMES = {
     "function": "kustom.training.function",
     "Loop": "kustom.training.loop",
     "Supervised": "kustom.training.supervised",
+    "Model": "kustom.training.model",
 }
 _MODULES = ("errors", "textbook", "typing")
 

@@ -12,7 +12,7 @@ import functools
 import importlib
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +23,9 @@ from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.variables import is_float_dtype, standardize_dtype
 from keras.src.losses.loss import reduce_weighted_values
+from keras.src.models.functional import Functional
+from keras.src.models.model import functional_init_arguments as are_functional
+from keras.src.random import seed_generator
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 from keras.src.saving import object_registration, saving_lib
 from keras.src.saving.keras_saveable import KerasSaveable
@@ -38,17 +41,26 @@ __all__ = [
     "CompileLoss",
     "CompileMetrics",
     "Exchange",
+    "Functional",
     "Terms",
     "add_state",
+    "are_functional",
+    "assignments_refused",
     "averaged",
     "backend_module",
+    "builds_at_once",
     "compute_output_spec",
     "count_of",
     "descendants",
+    "everyones_seed",
+    "forward",
+    "functional_of",
     "get_keras_mask",
+    "has_strategy",
     "has_value",
     "in_call",
     "in_layer_call",
+    "in_order",
     "is_assigned",
     "is_default",
     "is_float_dtype",
@@ -59,10 +71,13 @@ __all__ = [
     "is_multi",
     "is_of_library",
     "listen",
+    "loss_tracker",
     "makes",
     "mark_default",
+    "may_be_written",
     "metrics_of",
     "name_nested",
+    "need_compiled",
     "open_scope",
     "own_value",
     "parts_of",
@@ -72,7 +87,10 @@ __all__ = [
     "register",
     "registered",
     "registered_names",
+    "results",
+    "seed_of_all",
     "set_keras_mask",
+    "set_seed_of_all",
     "share",
     "standardize_dtype",
     "stored",
@@ -80,6 +98,7 @@ __all__ = [
     "takes_training",
     "to_snake_case",
     "told",
+    "total_loss",
     "track",
     "tracked",
     "trained_by",
@@ -184,6 +203,11 @@ def sublayers(layer: keras.layers.Layer) -> list[Any]:
 def descendants(layer: keras.layers.Layer) -> list[Any]:
     """The layers below `layer`, at any depth."""
     return list(layer._flatten_layers(include_self=False))
+
+
+def functional_of(model: keras.Model) -> Any:
+    """The functional model that a `Sequential` keeps and runs, which is no layer of it; None in others."""
+    return getattr(model, "_functional", None)
 
 
 def metrics_of(layer: keras.layers.Layer) -> list[Any]:
@@ -527,6 +551,40 @@ def reads() -> Iterator[list[keras.Variable]]:
         unlisten(note)
 
 
+class _Refusals(threading.local):
+    def __init__(self) -> None:
+        self.all: list[Callable[[keras.Variable], Exception]] = []
+
+
+_refusals = _Refusals()
+
+
+def _refused_assign(plain: Callable[..., Any]) -> Callable[..., Any]:
+    refusals = _refusals
+
+    @functools.wraps(plain)
+    def assign(self: Any, value: Any) -> Any:
+        if refusals.all:
+            raise refusals.all[-1](self)
+        return plain(self, value)
+
+    return assign
+
+
+_refusing = Exchange(keras.Variable, "assign", _refused_assign)
+
+
+@contextlib.contextmanager
+def assignments_refused(refusal: Callable[[keras.Variable], Exception]) -> Iterator[None]:
+    """Inside, in this thread, an assignment to a variable raises what `refusal` makes of the variable."""
+    _refusals.all.append(refusal)
+    try:
+        with _refusing:
+            yield
+    finally:
+        _refusals.all.pop()
+
+
 class _Journals(threading.local):
     def __init__(self) -> None:
         self.all: list[dict[int, tuple[keras.Variable, Any]]] = []
@@ -555,6 +613,13 @@ def _note(journal: dict[int, tuple[keras.Variable, Any]], variable: Any) -> None
     value = vars(variable).get("_value") if open_scope() is None else None
     if value is not None and id(variable) not in journal:
         journal[id(variable)] = (variable, keras.ops.copy(value))
+
+
+def may_be_written(variables: Iterable[keras.Variable]) -> None:
+    """Tell the `undone` of this thread that these will be written by what it does not see."""
+    for journal in _journals.all:
+        for variable in variables:
+            _note(journal, variable)
 
 
 @contextlib.contextmanager
@@ -670,3 +735,186 @@ def wide_floats() -> Iterator[None]:
                 del table.wanting[mine]
             if not table.wanting:
                 dtypes.BIT64_TO_BIT32_DTYPE = dict(table)
+
+
+@contextlib.contextmanager
+def builds_at_once(outside: Callable[[], contextlib.AbstractContextManager[Any]]) -> Iterator[None]:
+    """Inside, in this thread, layers and optimizers are built as by an eager call, whatever is being traced around.
+
+    What `build` assigns is assigned once. As a part of a trace it would be assigned at each call, or never.
+
+    Args:
+        outside: Makes the backend's scope in which nothing is traced.
+    """
+    _builders.all.append(outside)
+    classes = list(keras.optimizers.Optimizer.__mro__)
+    for cls in classes:
+        # Every optimizer has a `build` of its own, which calls its base's first.
+        classes += cls.__subclasses__() if issubclass(cls, keras.optimizers.Optimizer) else []
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_building)
+            for cls in classes:
+                if "build" in vars(cls):
+                    stack.enter_context(_building_of(cls))
+            yield
+    finally:
+        _builders.all.pop()
+
+
+class _Builders(threading.local):
+    def __init__(self) -> None:
+        self.all: list[Callable[[], contextlib.AbstractContextManager[Any]]] = []
+
+
+_builders = _Builders()
+
+
+def _built_at_once(plain: Callable[..., Any]) -> Callable[..., Any]:
+    builders = _builders
+
+    @functools.wraps(plain)
+    def build(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not builders.all or self.built:
+            return plain(self, *args, **kwargs)
+        outside, scope = builders.all[-1], open_scope()
+        told, _readers.all = _readers.all, []
+        global_state.set_global_attribute("stateless_scope", None)
+        try:
+            with outside():
+                return plain(self, *args, **kwargs)
+        finally:
+            global_state.set_global_attribute("stateless_scope", scope)
+            _readers.all = told
+
+    return build
+
+
+_building = Exchange(keras.layers.Layer, "_maybe_build", _built_at_once)
+
+
+@functools.cache
+def _building_of(cls: type) -> Exchange:
+    return Exchange(cls, "build", _built_at_once)
+
+
+def _seed_of_all(plain: Callable[[], Any]) -> Callable[[], Any]:
+    def global_seed_generator() -> Any:
+        if not _seeding.here:
+            return plain()
+        return _seed_now()
+
+    return global_seed_generator
+
+
+def _seed_now() -> Any:
+    generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    if generator is None:
+        generator = keras.random.SeedGenerator()
+        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
+    return generator
+
+
+def seed_of_all(variables: list[keras.Variable]) -> Any:
+    """The generator that Keras keeps for all, if its state is among `variables`."""
+    generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    return generator if generator is not None and any(v is generator.state for v in variables) else None
+
+
+def set_seed_of_all(generator: Any) -> None:
+    """Make `generator` the one that Keras keeps for all, with the state of the one that it has now."""
+    now = _seed_now()
+    if now is not generator:
+        generator.state.assign(now.state.value)
+        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
+
+
+_seeding = Exchange(seed_generator, "global_seed_generator", _seed_of_all)
+
+
+@contextlib.contextmanager
+def everyones_seed() -> Iterator[None]:
+    """Inside, in this thread, what draws without a seed may do so in a trace: Keras refuses it on JAX.
+
+    The state of the seed that Keras keeps for all is a variable, which is lifted as any other.
+    """
+    with _seeding:
+        yield
+
+
+def forward(model: Any, x: Any, *, training: bool) -> Any:
+    """Call a model as its trainer does."""
+    return model(x, training=training) if model._call_has_training_arg else model(x)
+
+
+def total_loss(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, *, training: bool) -> Any:
+    """The compiled loss of a model and its added losses, or what its `compute_loss` makes of them."""
+    return model._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
+
+
+def loss_tracker(model: Any) -> Any:
+    """The metric "loss" of a compiled model."""
+    return model._loss_tracker
+
+
+def need_compiled(model: Any, method: str) -> None:
+    """Refuse a model that is not compiled, as Keras does."""
+    model._assert_compile_called(method)
+
+
+def in_order(model: Any, values: dict[str, Any]) -> Any:
+    """Values of metrics as a list in the order that Keras gives them, a single one by itself."""
+    return model._flatten_metrics_in_order(values)
+
+
+def has_strategy(model: Any) -> bool:
+    """Whether a model was made under a `tf.distribute` strategy."""
+    return getattr(model, "_distribute_strategy", None) is not None
+
+
+def parts_of(model: Any) -> dict[str, Any]:
+    """The variables and objects of Keras that stand in a model's attributes, what it was compiled with among them."""
+    kinds = (KerasSaveable, keras.losses.Loss, keras.Variable)
+    return {name: value for name, value in vars(model).items() if isinstance(value, kinds)}
+
+
+class _Results(threading.local):
+    def __init__(self) -> None:
+        self.all: list[dict[int, Any]] = []
+
+
+_results = _Results()
+
+
+@contextlib.contextmanager
+def results(kinds: Iterable[type]) -> Iterator[dict[int, Any]]:
+    """What metrics of these classes give as their results inside, in this thread.
+
+    Gives, from the id of each tensor: the metric and which of its results it is (None where it has but one), and the tensor.
+    """
+    noted: dict[int, Any] = {}
+    _results.all.append(noted)
+    try:
+        with contextlib.ExitStack() as stack:
+            for kind in kinds:
+                stack.enter_context(_results_of(kind))
+            yield noted
+    finally:
+        _results.all.pop()
+
+
+@functools.lru_cache(maxsize=256)
+def _results_of(kind: type) -> Exchange:
+    return Exchange(kind, "result", _noted_result)
+
+
+def _noted_result(plain: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    @functools.wraps(plain)
+    def result(self: Any) -> Any:
+        given = plain(self)
+        for noted in _results.all:
+            for key, value in given.items() if isinstance(given, dict) else [(None, given)]:
+                noted.setdefault(id(value), ((self, key), value))
+        return given
+
+    return result

@@ -237,7 +237,7 @@ class Runner:
             if self.step_seconds["step"] < self.step_seconds["loop"]:
                 self._way = "step"
             self.reason = "the faster of the two, tried in passing"
-        elif way == "loop" and known is not None and self._is_worth_a_trial(seconds, left):
+        elif way == "loop" and seconds * batches > GLANCE / 4 and self._is_worth_a_trial(pace.seconds[key], left):
             self._trial = _TRYING
             self.most = max(1, self.most // 4)
 

@@ -6,10 +6,12 @@ call, what is done where a function cannot be traced. What a backend does to com
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import keras
@@ -19,12 +21,14 @@ from keras import ops
 
 from kustom.backends import current
 from kustom.backends import keras as private
+from kustom.backends.lifting.branches.many import one_value_each
 from kustom.backends.lifting.eager import Eager
-from kustom.backends.lifting.state import BranchOnValue, Scope
+from kustom.backends.lifting.state import BranchOnValue
 from kustom.errors import EagerWarning, FunctionError, RetraceWarning, TracerWarning, hide_frames, warn
 from kustom.gradients.applying import Passed, applying, unseen
 from kustom.gradients.tape import is_recorded
-from kustom.training.watching import Guards, Reached, plain_values, tracers_put_back
+from kustom.training.tracers import tracers_put_back
+from kustom.training.watching import Guards, Reached, plain_values
 
 __all__ = ["Compiled", "function"]
 
@@ -148,6 +152,8 @@ class Compiled(Generic[P, R]):
             return self._f(*args, **kwargs)
         call = self.arguments(args, kwargs)
         entry = self.entry(call)
+        # It may be called by a step that runs as plain Python, and fails later.
+        private.may_be_written(entry.program.written)
         unseen()
         return entry.result.unpack(entry.program.run(entry.tensors(call)))
 
@@ -164,6 +170,7 @@ class Compiled(Generic[P, R]):
         else:
             entry = self._traced(call)
             entries.append(entry)
+        entry.guards.adopt_seed()
         return entry
 
     def _static_places(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[Any]:
@@ -205,8 +212,9 @@ class Compiled(Generic[P, R]):
                 program = Eager(flat)
         for name, owner in gained:
             warn(
-                f"the attribute {name!r} of {owner!r} was given a tensor while a step was traced, which has no value "
-                "afterwards; it holds again what it did. Keep it in a variable (self.add_weight, assign), or return it.",
+                f"{f'the attribute {name!r} of {owner!r}' if owner is not None else repr(name)} was given a tensor while a step "
+                "was traced, which has no value afterwards; it holds again what it did. Keep it in a variable (self.add_weight, "
+                "assign), or return it.",
                 TracerWarning,
             )
         return Entry(program, result, Guards(roots, before, program.variables), widened)
@@ -220,13 +228,14 @@ class Compiled(Generic[P, R]):
 
     def _program(self, flat: Callable[[list[Any]], list[Any]], call: Arguments) -> tuple[Any, bool]:
         lifting = current("lifting")
-        try:
-            return lifting.Program(flat, call.leaves, compiler=self.compiler), False
-        except Exception as error:
-            # A whole number beside floats: TensorFlow computes with one kind at a time.
-            if not (call.whole_numbers and current().refuses_mixed_dtypes(error)):
-                raise
-            return lifting.Program(flat, call.widened(), compiler=self.compiler), True
+        with _traced_here(), one_value_each():
+            try:
+                return lifting.Program(flat, call.leaves, compiler=self.compiler), False
+            except Exception as error:
+                # A whole number beside floats: TensorFlow computes with one kind at a time.
+                if not (call.whole_numbers and current().refuses_mixed_dtypes(error)):
+                    raise
+                return lifting.Program(flat, call.widened(), compiler=self.compiler), True
 
 
 def _weak_method(f: Callable[..., Any], owner: Any) -> Callable[..., Any]:
@@ -243,9 +252,25 @@ def _name(f: Callable[..., Any]) -> str:
     return getattr(f, "__qualname__", type(f).__name__)
 
 
+class _Tracing(threading.local):
+    depth = 0
+
+
+_tracing = _Tracing()
+
+
+@contextlib.contextmanager
+def _traced_here() -> Iterator[None]:
+    _tracing.depth += 1
+    try:
+        yield
+    finally:
+        _tracing.depth -= 1
+
+
 def _is_traced() -> bool:
     """Whether a step is being traced around this call."""
-    return isinstance(private.open_scope(), Scope) or current().in_trace()
+    return _tracing.depth > 0 or current().in_trace()
 
 
 class Entry:

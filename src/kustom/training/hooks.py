@@ -50,7 +50,6 @@ class Hooks:
                     "kustom.Loop(step, model=model)."
                 )
         self._subject: Any = _NoModel() if model is None else model
-        self._subject.stop_training = False
         for callback in self.all:
             callback.set_params(params)
             callback.set_model(self._subject)
@@ -61,6 +60,11 @@ class Hooks:
         outer = [o for o in reached if id(o) not in inner]
         if getattr(self._subject, "optimizer", None) is None and len(outer) == 1:
             self._subject.optimizer = outer[0]
+
+    def begin(self) -> None:
+        """Training begins."""
+        self._subject.stop_training = False
+        self.call("on_train_begin")
 
     @property
     def stop(self) -> bool:
@@ -93,6 +97,11 @@ class _NoModel:
     """Stands where there is no model: training can be stopped, and everything else says what is missing."""
 
     stop_training = False
+    # Where a callback looks for the direction of what it monitors.
+    metrics: tuple[Any, ...] = ()
+
+    def jax_state_sync(self) -> None:
+        """A callback that asks for its model has Keras ask for this on JAX."""
 
     def __getattr__(self, name: str) -> Any:
         raise CallbackError(

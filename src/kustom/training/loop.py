@@ -84,6 +84,9 @@ class Loop:
         self._phases: dict[Any, _Phase] = {}
         self.history: History | None = None
 
+    # How many batches go by between two calls of hooks by batch.
+    _group = 1
+
     def __repr__(self) -> str:
         return f"<kustom.Loop of {getattr(self._step, '__qualname__', type(self._step).__name__)}>"
 
@@ -441,12 +444,12 @@ class _Fit:
             for epoch in self._epochs:
                 self._source.begin(epoch)
                 # The first is the one to compile for.
-                block = self._pass.take(1) if hooks is None else self._take(hooks.by_batch("train"))
+                block = self._pass.take(self._loop._group) if hooks is None else self._take(hooks.by_batch("train"))
                 if block is None:
                     break
                 if hooks is None:
                     hooks = self._prepared(block)
-                    hooks.call("on_train_begin")
+                    hooks.begin()
                 self._epoch(epoch, block, hooks, line)
                 if hooks.stop or self._source.ended:
                     break
@@ -470,6 +473,7 @@ class _Fit:
         hooks = Hooks(self._callbacks, model, params)
         if model is not None:
             self._history.set_model(model)
+            model.history = self._history  # pyright: ignore[reportAttributeAccessIssue]  (Keras sets it in fit, too)
             hooks.lend_optimizer(entry.reached.all(keras.optimizers.Optimizer))
         return hooks
 
@@ -499,7 +503,7 @@ class _Fit:
         hooks.call("on_epoch_end", epoch, values)
 
     def _take(self, by_batch: bool) -> Block | None:
-        return self._pass.take(1 if by_batch else self._pass.runner.most)
+        return self._pass.take(self._loop._group if by_batch else max(self._loop._group, self._pass.runner.most))
 
     def _left(self, epoch: int, block: Block) -> int | None:
         batches = self._source.batches
@@ -554,7 +558,7 @@ def _evaluated(loop: Loop, source: Source, way: str, compiler: str | None, callb
     runner = Runner(phase.compiled, phase.pace, source, way=way, protect=False, on_nonfinite="ignore", is_finite=lambda sums: True)
     now = _Pass(phase, source, runner)
     source.begin(0)
-    block = now.take(1)
+    block = now.take(loop._group)
     if block is None:
         return {}
     phase.fits(source.unflatten(list(range(_leaves(block, source)))))
@@ -577,7 +581,7 @@ def _evaluated(loop: Loop, source: Source, way: str, compiler: str | None, callb
             if by_batch:
                 hooks.call("on_test_batch_end", block.start + block.batches - 1, now.values())
             line.update(now.steps, now.values() if line.wants() else None)
-            block = now.take(1 if by_batch else runner.most)
+            block = now.take(loop._group if by_batch else max(loop._group, runner.most))
         values = now.values()
         line.end_epoch(values)
         hooks.call("on_test_end", values)
@@ -603,7 +607,7 @@ def _trained(entry: Entry) -> keras.Model | None:
     """The model that a step trains, if it is one: the outermost of those whose trainable variables it touches."""
     touched = {id(v) for v in entry.program.variables}
     models = [m for m in entry.reached.all(keras.Model) if any(id(v) in touched for v in m.trainable_variables)]
-    inner = {id(layer) for m in models for layer in private.descendants(m)}
+    inner = {id(layer) for m in models for layer in (*private.descendants(m), private.functional_of(m))}
     outer = [m for m in models if id(m) not in inner]
     return outer[0] if len(outer) == 1 else None
 

@@ -159,7 +159,7 @@ class Supervised:
         self.optimizer.apply(gradients, variables)
         if any(each.gradient_accumulation_steps for each in private.parts_of(self.optimizer)):
             raise SettingError(
-                f"{self.optimizer.name!r} has made an optimizer that accumulates gradients; it must be there from the beginning: in "
+                f"{self.optimizer.name!r} has made an optimizer that accumulates gradients; it must be there from the first: in "
                 "a keras.optimizers.OptimizerMap."
             )
         for variable, value in zip(frozen, kept, strict=True):

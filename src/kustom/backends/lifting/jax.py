@@ -24,8 +24,7 @@ from jax.extend import core as extend
 
 from kustom.backends import keras as private
 from kustom.backends.lifting.branches.jax import carried, decided
-from kustom.backends.lifting.state import BranchOnValue, Scope, user_line, whole
-from kustom.errors import BranchError
+from kustom.backends.lifting.state import Scope, made_each_time, refusing, whole
 
 __all__ = ["COMPILERS", "LIGHT", "LOOPS_HEAVY", "LOOP_IS_A_CHOICE", "TRACES_CHEAPLY", "Program", "decided", "number"]
 
@@ -78,10 +77,7 @@ class Program:
                 break
             looks += 1
             if looks == _LOOKS:
-                raise BranchError(
-                    f"a step made new variables each of the {_LOOKS} times that it was traced, such as "
-                    f"{scope.seen[min(new)].path!r}. Make them once: in `build`, or before the step."
-                )
+                raise made_each_time(scope.seen[min(new)])
             known |= {key: scope.seen[key] for key in new}
         self.variables = list(known.values())
         self.written = [v for v in self.variables if id(v) in scope.written]
@@ -100,7 +96,7 @@ class Program:
     @staticmethod
     def _look(f: Callable[[list[Any]], list[Any]], examples: Sequence[Any]) -> dict[int, keras.Variable]:
         """The variables that `f` touches; those that it makes have their values afterwards."""
-        with carried(), private.values_wait(), Scope(placeholder=_placeholder) as scope, refusing():
+        with _tracing(), Scope(placeholder=_placeholder) as scope, refusing(_asks_a_value):
             # A new function each time: JAX remembers what it has traced, and a second look would find nothing.
             jax.eval_shape(lambda *tensors: f(list(tensors)), *examples)
         return scope.seen
@@ -118,7 +114,7 @@ class Program:
             return [*outs, *(jax.lax.convert_element_type(scope.get_current_value(v), v._dtype) for v in written)]
 
         # The scope around is there so that nothing is initialized inside of the trace.
-        with carried(), Scope(placeholder=_placeholder), refusing():
+        with _tracing(), Scope(placeholder=_placeholder), refusing(_asks_a_value):
             closed = jax.make_jaxpr(pure)([private.own_value(v) for v in variables], list(examples))
         return closed, kept[1], kept[0]
 
@@ -207,6 +203,17 @@ class Program:
             private.put(variable, value)
 
 
+def _asks_a_value(error: BaseException) -> bool:
+    return isinstance(error, _UNKNOWN)
+
+
+@contextlib.contextmanager
+def _tracing() -> Iterator[None]:
+    """What Keras does otherwise while a function is traced here."""
+    with private.builds_at_once(jax.ensure_compile_time_eval), private.values_wait(), private.everyones_seed(), carried():
+        yield
+
+
 # The primitives that run many times slower inside a compiled loop than outside, on a CPU.
 _HEAVY = frozenset(["conv_general_dilated", "scan", "while"])
 # Those that can raise.
@@ -252,12 +259,3 @@ def _inner(params: dict[str, Any]) -> list[Any]:
             if isinstance(each, extend.ClosedJaxpr | extend.Jaxpr):
                 found.append(each)
     return found
-
-
-@contextlib.contextmanager
-def refusing() -> Iterator[None]:
-    """Say where a function asks for a value that is not known while it is traced."""
-    try:
-        yield
-    except _UNKNOWN as error:
-        raise BranchOnValue(user_line(error), str(error).splitlines()[0]) from error
