@@ -332,15 +332,19 @@ def test_outside_of_a_step_keras_is_as_it_was():
 
 
 def test_a_program_does_not_keep_its_optimizer_alive_by_the_notice():
-    variable, optimizer = keras.Variable(1.0), scaling()
-    optimizer.build([variable])
+    variable = keras.Variable(1.0)
 
-    @kustom.function
-    def step(x):
-        optimizer.apply(by_a_tape(lambda: optimizer.scale_loss(x * variable), [variable]), [variable])
+    def run():
+        optimizer = scaling()
+        optimizer.build([variable])
 
-    step(1.0)
-    kept = weakref.ref(optimizer)
-    del optimizer, step
+        @kustom.function
+        def step(x):
+            optimizer.apply(by_a_tape(lambda: optimizer.scale_loss(x * variable), [variable]), [variable])
+
+        step(1.0)
+        return weakref.ref(optimizer)
+
+    kept = run()
     gc.collect()
     assert kept() is None

@@ -42,12 +42,15 @@ __all__ = [
     "CompileMetrics",
     "Exchange",
     "Functional",
+    "Terms",
     "add_state",
     "are_functional",
     "assignments_refused",
+    "averaged",
     "backend_module",
     "builds_at_once",
     "compute_output_spec",
+    "count_of",
     "descendants",
     "everyones_seed",
     "forward",
@@ -235,6 +238,47 @@ MULTI: tuple[type, ...] = tuple(filter(None, [getattr(keras.optimizers, "MultiOp
 def is_multi(optimizer: Any) -> bool:
     """Whether an optimizer hands each variable to one of several."""
     return isinstance(getattr(optimizer, "inner_optimizer", optimizer), MULTI)
+
+
+def parts_of(optimizer: Any) -> list[Any]:
+    """The optimizers that take the steps: those inside of one that scales the loss, or that hands on to several."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    return [*inner.optimizers] if is_multi(inner) else [inner]
+
+
+def averaged(optimizer: Any) -> list[keras.Variable]:
+    """The variables of which `optimizer` keeps an average, which becomes their value now and then, or at the end."""
+    return [v for part in parts_of(optimizer) if part.built and part.use_ema for v in trained_by(part)]
+
+
+def count_of(optimizer: Any) -> int:
+    """How often `apply` of `optimizer` has been called."""
+    return int(keras.ops.convert_to_numpy(optimizer._iterations))
+
+
+class Terms(CompileLoss):
+    """Keras's loss of all outputs, which can be had term by term, too."""
+
+    def build(self, y_true: Any, y_pred: Any) -> None:
+        """Build it, and stand in front of each loss."""
+        super().build(y_true, y_pred)
+        self._flat_losses = [each._replace(loss=functools.partial(self._told, each[1], each[2])) for each in self._flat_losses]
+
+    def _told(self, loss: Any, weight: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> Any:
+        value = loss(y_true, y_pred, sample_weight)
+        weighted = keras.ops.cast(value, self.dtype)
+        self._terms.append((loss, weighted if weight is None else weighted * weight, y_pred, sample_weight))
+        return value
+
+    def terms(self, y_true: Any, y_pred: Any, sample_weight: Any) -> list[tuple[Any, Any, Any, Any]]:
+        """For each loss: itself, its value times its weight, and the predictions and weights that it was given."""
+        self._terms: list[Any] = []
+        try:
+            self(y_true, y_pred, sample_weight)
+            return self._terms
+        finally:
+            # No tracer is to stay.
+            self._terms = []
 
 
 def add_state(layer: keras.layers.Layer, state: Any) -> None:

@@ -16,6 +16,7 @@ from keras import ops
 from kustom.backends import keras as private
 from kustom.errors import SettingError, StepError, hide_frames, refuse_tf_keras
 from kustom.gradients.tape import GradientTape
+from kustom.training.accumulation import SIZE, Accumulation, divisor, take_over
 from kustom.typing import LossLike, OptimizerLike
 
 __all__ = ["Supervised"]
@@ -86,12 +87,14 @@ class Supervised:
         names = getattr(model, "output_names", None)
         self._loss = None
         if loss is not None:
-            self._loss = _made("loss_weights", lambda: private.CompileLoss(loss, loss_weights, output_names=names))
+            self._loss = _made("loss_weights", lambda: private.Terms(loss, loss_weights, output_names=names))
         elif loss_weights is not None:
             raise SettingError(f"loss_weights={loss_weights!r} was given without a loss; give the losses that they weigh.")
         self._metrics = None
         if metrics is not None or weighted_metrics is not None:
             self._metrics = private.CompileMetrics(metrics, weighted_metrics, output_names=names)
+        steps = take_over(self.optimizer)
+        self._accumulation = None if steps is None else Accumulation(steps, self._apply)
         self._mean = keras.metrics.Mean(name="loss")
         self.metrics: list[keras.metrics.Metric] = [self._mean, _Others(model, self._loss, self._metrics)]
 
@@ -113,15 +116,54 @@ class Supervised:
             sample_weight: A weight for each sample, or for each step of each sequence; for several outputs one for all, or
                 a structure.
         """
+        if self._accumulation is not None:
+            self._accumulate(self._accumulation, x, y, sample_weight)
+            return
         with GradientTape() as tape:
-            y_pred, loss = self._forward(x, y, sample_weight, training=True)
+            y_pred = self._called(x, training=True)
+            loss = _total(*self._losses(x, y, y_pred, sample_weight))
             scaled = self.optimizer.scale_loss(loss)
-        variables = self.model.trainable_variables
+        variables = self._trained()
         if variables:
-            self.optimizer.apply(tape.gradient(scaled, variables), variables)
-        else:
-            warnings.warn("The model does not have any trainable weights.", stacklevel=2)
+            self._apply(tape.gradient(scaled, variables), variables)
         self._measure(x, y, y_pred, loss, sample_weight)
+
+    def _accumulate(self, accumulation: Accumulation, x: Any, y: Any, sample_weight: Any) -> None:
+        groups: dict[Any, Any] = {}
+        with GradientTape(persistent=True) as tape:
+            y_pred = self._called(x, training=True)
+            terms, added = self._losses(x, y, y_pred, sample_weight)
+            for group, amount, value in terms + added:
+                groups.setdefault(group, (amount, []))[1].append(value)
+            scaled = {group: self.optimizer.scale_loss(sum(values)) for group, (_, values) in groups.items()}
+        variables = self._trained()
+        if variables:
+            if not self.optimizer.built:
+                # In the branch where it is applied it would be too late.
+                self.optimizer.build(variables)
+            for group, (amount, _) in groups.items():
+                accumulation.add(group, tape.gradient(scaled[group], variables), variables, amount)
+            accumulation.count(variables)
+        self._measure(x, y, y_pred, _total(terms, added), sample_weight)
+
+    def _trained(self) -> list[keras.Variable]:
+        variables = self.model.trainable_variables
+        if not variables:
+            warnings.warn("The model does not have any trainable weights.", stacklevel=2)
+        return variables
+
+    def _apply(self, gradients: list[Any], variables: list[keras.Variable]) -> None:
+        # An average that overwrites the weights from time to time is not to change those that are frozen.
+        frozen = [v for v in private.averaged(self.optimizer) if not v.trainable]
+        kept = [ops.copy(v) for v in frozen]
+        self.optimizer.apply(gradients, variables)
+        if any(each.gradient_accumulation_steps for each in private.parts_of(self.optimizer)):
+            raise SettingError(
+                f"{self.optimizer.name!r} has made an optimizer that accumulates gradients; it must be there from the first: in "
+                "a keras.optimizers.OptimizerMap."
+            )
+        for variable, value in zip(frozen, kept, strict=True):
+            variable.assign(value)
 
     @hide_frames
     def eval_step(self, x: Any, y: Any = None, sample_weight: Any = None) -> None:
@@ -132,40 +174,63 @@ class Supervised:
             y: As for the step.
             sample_weight: As for the step.
         """
-        y_pred, loss = self._forward(x, y, sample_weight, training=False)
+        y_pred = self._called(x, training=False)
+        loss = _total(*self._losses(x, y, y_pred, sample_weight))
         self._measure(x, y, y_pred, loss, sample_weight)
+
+    @property
+    def epoch_end(self) -> Callable[[], None] | None:
+        """What is to be called at the end of each epoch: where gradients are accumulated, it applies the rest."""
+        return None if self._accumulation is None else self._apply_rest
+
+    def _apply_rest(self) -> None:
+        if self._accumulation is not None:
+            self._accumulation.rest(self.model.trainable_variables)
 
     def end(self) -> None:
         """The training has ended: where the optimizer keeps an average of the weights, it becomes the weights."""
+        frozen = [v for v in private.averaged(self.optimizer) if not v.trainable]
+        kept = [ops.copy(v) for v in frozen]
         if self.optimizer.built:
             self.optimizer.finalize_variable_values(private.trained_by(self.optimizer))
+        for variable, value in zip(frozen, kept, strict=True):
+            variable.assign(value)
 
-    def _forward(self, x: Any, y: Any, sample_weight: Any, *, training: bool) -> tuple[Any, Any]:
+    def _called(self, x: Any, *, training: bool) -> Any:
         keywords = {"training": training} if private.takes_training(self.model) else {}
-        y_pred = self.model(x, **keywords)
-        return y_pred, self._total(y, y_pred, sample_weight)
+        return self.model(x, **keywords)
 
-    def _total(self, y: Any, y_pred: Any, sample_weight: Any) -> Any:
-        losses = []
+    def _losses(self, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> tuple[list[Any], list[Any]]:
+        """The losses of the outputs and the added ones, which count as means: for each its group, its divisor, its value."""
+        samples = _samples(x)
+        terms, added = [], []
         if self._loss is not None:
             if y is None:
                 raise StepError("there is a loss and no targets: give y, loop.fit(x, y), or batches of (x, y).")
-            total = self._loss(y, y_pred, sample_weight)
-            if total is not None:
-                losses.append(total)
-        for added in self.model.losses:
-            if not private.is_float_dtype(added.dtype):
-                added = ops.cast(added, keras.config.floatx())
-            losses.append(ops.sum(added))
-        if not losses:
+            for i, (loss, value, predicted, weight) in enumerate(self._loss.terms(y, y_pred, sample_weight)):
+                terms.append((*divisor(i, loss, predicted, weight, samples), value))
+        for loss in self.model.losses:
+            value = loss if private.is_float_dtype(loss.dtype) else ops.cast(loss, keras.config.floatx())
+            added.append((SIZE, samples, ops.sum(value)))
+        if not terms and not added:
             raise StepError("there is nothing to minimize: Supervised has no loss, and the model adds none. Give loss=.")
-        return losses[0] if len(losses) == 1 else ops.sum(losses)
+        return terms, added
 
     def _measure(self, x: Any, y: Any, y_pred: Any, loss: Any, sample_weight: Any) -> None:
-        first = next(each for each in keras.tree.flatten(x) if each is not None)
-        self._mean.update_state(loss, sample_weight=ops.shape(first)[0])
+        self._mean.update_state(loss, sample_weight=_samples(x))
         if self._metrics is not None:
             self._metrics.update_state(y, y_pred, sample_weight)
+
+
+def _total(terms: list[Any], added: list[Any]) -> Any:
+    # In the order in which `fit` adds them up, which rounding depends on.
+    losses = [sum(value for *_, value in terms)] if terms else []
+    losses += [value for *_, value in added]
+    return losses[0] if len(losses) == 1 else ops.sum(losses)
+
+
+def _samples(x: Any) -> Any:
+    return ops.shape(next(each for each in keras.tree.flatten(x) if each is not None))[0]
 
 
 class _Others(keras.metrics.Metric):
@@ -203,7 +268,7 @@ class _Others(keras.metrics.Metric):
         """What they say, by name."""
         results: dict[str, Any] = {}
         for metric in self._all().values():
-            if metric is self._of[2] and not metric.built:
+            if not getattr(metric, "built", True):
                 continue
             result = metric.result()
             results |= result if isinstance(result, dict) else {_free(metric.name, results): result}

@@ -97,11 +97,12 @@ class Reached:
             code = () if private.is_of_library(value) else _code(value)
             attributes = vars(value).items()
             return [*_unnamed(code), *((v, n, value) for n, v in attributes if n not in _UNFOLLOWED and _leads_on(v))]
-        if isinstance(value, type) or not hasattr(value, "__dict__"):
-            return ()
-        if private.is_of_library(value):
-            # What is our own says by itself what of the user's it stands for.
-            return _unnamed(getattr(value, "_kustom_reaches", ()))
+        if not _is_users(value):
+            # What is our own says by itself what of the user's it stands for; a compiled function does.
+            if isinstance(value, type):
+                return ()
+            wrapped = [w] if (w := getattr(value, "__dict__", {}).get("__wrapped__")) is not None else []
+            return _unnamed([*getattr(value, "_kustom_reaches", ()), *wrapped])
         self.others.append(value)
         return [*((v, n, value) for n, v in vars(value).items()), *_unnamed(_code(value))]
 
@@ -136,7 +137,14 @@ def _code(obj: Any) -> list[Any]:
 
 
 def _leads_on(value: Any) -> bool:
-    return isinstance(value, (*_CONTAINERS, types.FunctionType, types.MethodType, functools.partial)) or _is_keras(value)
+    plain = (*_CONTAINERS, types.FunctionType, types.MethodType, functools.partial)
+    return isinstance(value, plain) or _is_keras(value) or _is_users(value)
+
+
+def _is_users(value: Any) -> bool:
+    if isinstance(value, types.SimpleNamespace):
+        return True
+    return hasattr(value, "__dict__") and not isinstance(value, type) and not private.is_of_library(value)
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

@@ -115,7 +115,7 @@ class Program:
 
         # The scope around is there so that nothing is initialized inside of the trace.
         with _tracing(), Scope(placeholder=_placeholder), refusing(_asks_a_value):
-            closed = jax.make_jaxpr(pure)([private.own_value(v) for v in variables], list(examples))
+            closed = jax.make_jaxpr(pure)([_own_value(v) for v in variables], list(examples))
         return closed, kept[1], kept[0]
 
     def _pure(self, written: list[Any], read: list[Any], tensors: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -167,11 +167,11 @@ class Program:
         return self._called(self._loops[keep], self._values(keep), list(data), rows, start, count)
 
     def _values(self, keep: bool) -> list[Any]:
-        return [private.own_value(v) for v in self.written] if keep else self._donated()
+        return [_own_value(v) for v in self.written] if keep else self._donated()
 
     def _called(self, compiled: Any, written: list[Any], *args: Any) -> list[Any]:
         with whole():
-            outs, values = compiled(written, [private.own_value(v) for v in self._read], *args)
+            outs, values = compiled(written, [_own_value(v) for v in self._read], *args)
             if self.can_raise:
                 jax.block_until_ready(values)
             for variable, value in zip(self.written, values, strict=True):
@@ -181,7 +181,7 @@ class Program:
 
     def _donated(self) -> list[Any]:
         """The values of the variables to be written, of which nobody else holds a buffer."""
-        values = [private.own_value(v) for v in self.written]
+        values = [_own_value(v) for v in self.written]
         if self.can_raise:
             return values
         for i in range(len(values)):
@@ -235,6 +235,15 @@ def _count_holders() -> int:
 
 
 _HOLDERS = _count_holders()
+
+
+def _own_value(variable: keras.Variable) -> Any:
+    """A variable's value, whose dtype is its own: beside a weak one, as a number gives, the program would be another."""
+    value = private.own_value(variable)
+    if value.weak_type:
+        value = jax.lax.convert_element_type(value, value.dtype)
+        private.put(variable, value)
+    return value
 
 
 def _placeholder(variable: keras.Variable) -> Any:
