@@ -5,11 +5,11 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+from alike import BACKEND, agree, array, both, weights
 from keras import layers, ops
 
 import kustom
 from kustom.errors import SettingError, StepError
-from alike import BACKEND, agree, array, both, weights
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(70, 4)).astype("float32")
@@ -249,12 +249,18 @@ WRONG = {
     "model": (lambda: kustom.Supervised(layers.Dense(1), optimizer="adam", loss="mse"), "model is Dense .*give a keras.Model"),
     "own step": (lambda: kustom.Supervised(OwnStep(), optimizer="adam", loss="mse"), "OwnStep has a train_step of its own"),
     "own loss": (lambda: kustom.Supervised(OwnLoss(), optimizer="adam", loss="mse"), "OwnLoss has a compute_loss of its own"),
-    "optimizer": (lambda: kustom.Supervised(mlp()(), optimizer="adaam", loss="mse"), "optimizer is nothing that Keras knows.*adaam"),
+    "optimizer": (
+        lambda: kustom.Supervised(mlp()(), optimizer="adaam", loss="mse"),
+        "optimizer is nothing that Keras knows.*adaam",
+    ),
     "class": (lambda: kustom.Supervised(mlp()(), optimizer=keras.optimizers.Adam, loss="mse"), "optimizer is nothing"),
     "loss": (lambda: kustom.Supervised(mlp()(), optimizer="adam", loss="msee"), "loss is nothing that Keras knows.*msee"),
     "losses": (lambda: kustom.Supervised(mlp()(), optimizer="adam", loss={"a": "mse", "b": 3}), "loss holds int '3'"),
     "metric": (lambda: kustom.Supervised(mlp()(), optimizer="adam", loss="mse", metrics=["maee"]), "metrics is nothing.*maee"),
-    "no list": (lambda: kustom.Supervised(mlp()(), optimizer="adam", loss="mse", metrics="mae"), "metrics is str 'mae'; give a list"),
+    "no list": (
+        lambda: kustom.Supervised(mlp()(), optimizer="adam", loss="mse", metrics="mae"),
+        "metrics is str 'mae'; give a list",
+    ),
     "weights": (lambda: kustom.Supervised(mlp()(), optimizer="adam", loss="mse", loss_weights="1"), "loss_weights is nothing"),
     "no loss": (lambda: kustom.Supervised(mlp()(), optimizer="adam", loss=None, loss_weights=[1.0]), "without a loss"),
 }

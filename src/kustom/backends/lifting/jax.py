@@ -176,7 +176,8 @@ class Program:
                 jax.block_until_ready(values)
             for variable, value in zip(self.written, values, strict=True):
                 private.put(variable, value)
-                _ours[id(value)] = value
+                # Without a callback, in which a Ctrl-C would be lost.
+                vars(variable)[_GIVEN] = weakref.ref(value)
         return outs
 
     def _donated(self) -> list[Any]:
@@ -184,8 +185,9 @@ class Program:
         values = [_own_value(v) for v in self.written]
         if self.can_raise:
             return values
-        for i in range(len(values)):
-            if _ours.get(id(values[i])) is not values[i] or sys.getrefcount(values[i]) > _HOLDERS:
+        for i, variable in enumerate(self.written):
+            given = vars(variable).get(_GIVEN)
+            if given is None or given() is not values[i] or sys.getrefcount(values[i]) > _HOLDERS:
                 values[i] = jnp.copy(values[i])
         return values
 
@@ -220,8 +222,8 @@ _HEAVY = frozenset(["conv_general_dilated", "scan", "while"])
 _CALLBACKS = frozenset(["pure_callback", "io_callback", "debug_callback", "check"])
 
 
-# Values that came out of a program: of no other is it known that it shares its buffer with nobody.
-_ours: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+# Where a variable notes the value that a program gave it: of no other is it known that it shares its buffer with nobody.
+_GIVEN = "_kustom_given"
 
 
 def _count_holders() -> int:
