@@ -25,23 +25,34 @@ from keras.src.backend.common.variables import is_float_dtype, standardize_dtype
 from keras.src.losses.loss import reduce_weighted_values
 from keras.src.models.functional import Functional
 from keras.src.models.model import functional_init_arguments as are_functional
+from keras.src.random import seed_generator
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 from keras.src.saving import object_registration, saving_lib
 from keras.src.saving.keras_saveable import KerasSaveable
+from keras.src.trainers.compile_utils import CompileLoss, CompileMetrics
 from keras.src.utils.naming import to_snake_case
 from keras.src.utils.python_utils import default as mark_default
 from keras.src.utils.python_utils import is_default
 
 __all__ = [
+    "MULTI",
     "RESERVED",
     "ROOTS",
+    "CompileLoss",
+    "CompileMetrics",
     "Exchange",
     "Functional",
+    "Terms",
     "add_state",
     "are_functional",
+    "assignments_refused",
+    "averaged",
     "backend_module",
+    "builds_at_once",
     "compute_output_spec",
+    "count_of",
     "descendants",
+    "everyones_seed",
     "forward",
     "functional_of",
     "get_keras_mask",
@@ -57,11 +68,13 @@ __all__ = [
     "is_internal",
     "is_known_function",
     "is_library",
+    "is_multi",
     "is_of_library",
     "listen",
     "loss_tracker",
     "makes",
     "mark_default",
+    "may_be_written",
     "metrics_of",
     "name_nested",
     "need_compiled",
@@ -75,18 +88,23 @@ __all__ = [
     "registered",
     "registered_names",
     "results",
+    "seed_of_all",
     "set_keras_mask",
+    "set_seed_of_all",
     "share",
     "standardize_dtype",
     "stored",
     "sublayers",
+    "takes_training",
     "to_snake_case",
     "told",
     "total_loss",
     "track",
     "tracked",
+    "trained_by",
     "undone",
     "uninitialized",
+    "unknown_to",
     "unlisten",
     "values_wait",
     "wide_floats",
@@ -195,6 +213,72 @@ def functional_of(model: keras.Model) -> Any:
 def metrics_of(layer: keras.layers.Layer) -> list[Any]:
     """The metrics that `layer` tracks itself, without those of its sublayers."""
     return layer._metrics
+
+
+def takes_training(layer: keras.layers.Layer) -> bool:
+    """Whether the `call` of `layer` has an argument `training`."""
+    return layer._call_has_training_arg
+
+
+def trained_by(optimizer: Any) -> list[keras.Variable]:
+    """The variables that `optimizer` was built for, in the order of its building."""
+    return list(getattr(optimizer, "inner_optimizer", optimizer)._trainable_variables)
+
+
+def unknown_to(optimizer: Any, variables: Any) -> list[keras.Variable]:
+    """Those of the variables that `optimizer`, which is built, was not built for."""
+    known = getattr(optimizer, "inner_optimizer", optimizer)
+    return [variable for variable in variables if known._var_key(variable) not in known._trainable_variables_indices]
+
+
+# `MultiOptimizer`, which Keras 3.14 has not.
+MULTI: tuple[type, ...] = tuple(filter(None, [getattr(keras.optimizers, "MultiOptimizer", None)]))
+
+
+def is_multi(optimizer: Any) -> bool:
+    """Whether an optimizer hands each variable to one of several."""
+    return isinstance(getattr(optimizer, "inner_optimizer", optimizer), MULTI)
+
+
+def parts_of(optimizer: Any) -> list[Any]:
+    """The optimizers that take the steps: those inside of one that scales the loss, or that hands on to several."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    return [*inner.optimizers] if is_multi(inner) else [inner]
+
+
+def averaged(optimizer: Any) -> list[keras.Variable]:
+    """The variables of which `optimizer` keeps an average, which becomes their value now and then, or at the end."""
+    return [v for part in parts_of(optimizer) if part.built and part.use_ema for v in trained_by(part)]
+
+
+def count_of(optimizer: Any) -> int:
+    """How often `apply` of `optimizer` has been called."""
+    return int(keras.ops.convert_to_numpy(optimizer._iterations))
+
+
+class Terms(CompileLoss):
+    """Keras's loss of all outputs, which can be had term by term, too."""
+
+    def build(self, y_true: Any, y_pred: Any) -> None:
+        """Build it, and stand in front of each loss."""
+        super().build(y_true, y_pred)
+        self._flat_losses = [each._replace(loss=functools.partial(self._told, each[1], each[2])) for each in self._flat_losses]
+
+    def _told(self, loss: Any, weight: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> Any:
+        value = loss(y_true, y_pred, sample_weight)
+        weighted = keras.ops.cast(value, self.dtype)
+        self._terms.append((loss, weighted if weight is None else weighted * weight, y_pred, sample_weight))
+        return value
+
+    def terms(self, y_true: Any, y_pred: Any, sample_weight: Any) -> list[tuple[Any, Any, Any, Any]]:
+        """For each loss: itself, its value times its weight, and the predictions and weights that it was given."""
+        self._terms: list[Any] = []
+        try:
+            self(y_true, y_pred, sample_weight)
+            return self._terms
+        finally:
+            # No tracer is to stay.
+            self._terms = []
 
 
 def add_state(layer: keras.layers.Layer, state: Any) -> None:
@@ -467,6 +551,40 @@ def reads() -> Iterator[list[keras.Variable]]:
         unlisten(note)
 
 
+class _Refusals(threading.local):
+    def __init__(self) -> None:
+        self.all: list[Callable[[keras.Variable], Exception]] = []
+
+
+_refusals = _Refusals()
+
+
+def _refused_assign(plain: Callable[..., Any]) -> Callable[..., Any]:
+    refusals = _refusals
+
+    @functools.wraps(plain)
+    def assign(self: Any, value: Any) -> Any:
+        if refusals.all:
+            raise refusals.all[-1](self)
+        return plain(self, value)
+
+    return assign
+
+
+_refusing = Exchange(keras.Variable, "assign", _refused_assign)
+
+
+@contextlib.contextmanager
+def assignments_refused(refusal: Callable[[keras.Variable], Exception]) -> Iterator[None]:
+    """Inside, in this thread, an assignment to a variable raises what `refusal` makes of the variable."""
+    _refusals.all.append(refusal)
+    try:
+        with _refusing:
+            yield
+    finally:
+        _refusals.all.pop()
+
+
 class _Journals(threading.local):
     def __init__(self) -> None:
         self.all: list[dict[int, tuple[keras.Variable, Any]]] = []
@@ -495,6 +613,13 @@ def _note(journal: dict[int, tuple[keras.Variable, Any]], variable: Any) -> None
     value = vars(variable).get("_value") if open_scope() is None else None
     if value is not None and id(variable) not in journal:
         journal[id(variable)] = (variable, keras.ops.copy(value))
+
+
+def may_be_written(variables: Iterable[keras.Variable]) -> None:
+    """Tell the `undone` of this thread that these will be written by what it does not see."""
+    for journal in _journals.all:
+        for variable in variables:
+            _note(journal, variable)
 
 
 @contextlib.contextmanager
@@ -610,6 +735,111 @@ def wide_floats() -> Iterator[None]:
                 del table.wanting[mine]
             if not table.wanting:
                 dtypes.BIT64_TO_BIT32_DTYPE = dict(table)
+
+
+@contextlib.contextmanager
+def builds_at_once(outside: Callable[[], contextlib.AbstractContextManager[Any]]) -> Iterator[None]:
+    """Inside, in this thread, layers and optimizers are built as by an eager call, whatever is being traced around.
+
+    What `build` assigns is assigned once. As a part of a trace it would be assigned at each call, or never.
+
+    Args:
+        outside: Makes the backend's scope in which nothing is traced.
+    """
+    _builders.all.append(outside)
+    classes = list(keras.optimizers.Optimizer.__mro__)
+    for cls in classes:
+        # Every optimizer has a `build` of its own, which calls its base's first.
+        classes += cls.__subclasses__() if issubclass(cls, keras.optimizers.Optimizer) else []
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_building)
+            for cls in classes:
+                if "build" in vars(cls):
+                    stack.enter_context(_building_of(cls))
+            yield
+    finally:
+        _builders.all.pop()
+
+
+class _Builders(threading.local):
+    def __init__(self) -> None:
+        self.all: list[Callable[[], contextlib.AbstractContextManager[Any]]] = []
+
+
+_builders = _Builders()
+
+
+def _built_at_once(plain: Callable[..., Any]) -> Callable[..., Any]:
+    builders = _builders
+
+    @functools.wraps(plain)
+    def build(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not builders.all or self.built:
+            return plain(self, *args, **kwargs)
+        outside, scope = builders.all[-1], open_scope()
+        told, _readers.all = _readers.all, []
+        global_state.set_global_attribute("stateless_scope", None)
+        try:
+            with outside():
+                return plain(self, *args, **kwargs)
+        finally:
+            global_state.set_global_attribute("stateless_scope", scope)
+            _readers.all = told
+
+    return build
+
+
+_building = Exchange(keras.layers.Layer, "_maybe_build", _built_at_once)
+
+
+@functools.cache
+def _building_of(cls: type) -> Exchange:
+    return Exchange(cls, "build", _built_at_once)
+
+
+def _seed_of_all(plain: Callable[[], Any]) -> Callable[[], Any]:
+    def global_seed_generator() -> Any:
+        if not _seeding.here:
+            return plain()
+        return _seed_now()
+
+    return global_seed_generator
+
+
+def _seed_now() -> Any:
+    generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    if generator is None:
+        generator = keras.random.SeedGenerator()
+        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
+    return generator
+
+
+def seed_of_all(variables: list[keras.Variable]) -> Any:
+    """The generator that Keras keeps for all, if its state is among `variables`."""
+    generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    return generator if generator is not None and any(v is generator.state for v in variables) else None
+
+
+def set_seed_of_all(generator: Any) -> None:
+    """Make `generator` the one that Keras keeps for all, with the state of the one that it has now."""
+    now = _seed_now()
+    if now is not generator:
+        generator.state.assign(now.state.value)
+        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
+
+
+_seeding = Exchange(seed_generator, "global_seed_generator", _seed_of_all)
+
+
+@contextlib.contextmanager
+def everyones_seed() -> Iterator[None]:
+    """Inside, in this thread, what draws without a seed may do so in a trace: Keras refuses it on JAX.
+
+    The state of the seed that Keras keeps for all is a variable, which is lifted as any other.
+    """
+    with _seeding:
+        yield
 
 
 def forward(model: Any, x: Any, *, training: bool) -> Any:

@@ -6,10 +6,12 @@ call, what is done where a function cannot be traced. What a backend does to com
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-import weakref
-from collections.abc import Callable, Iterable, Sequence
+import threading
+import types
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import keras
@@ -19,11 +21,14 @@ from keras import ops
 
 from kustom.backends import current
 from kustom.backends import keras as private
+from kustom.backends.lifting.branches.many import one_value_each
 from kustom.backends.lifting.eager import Eager
-from kustom.backends.lifting.state import BranchOnValue, Scope
+from kustom.backends.lifting.state import BranchOnValue
 from kustom.errors import EagerWarning, FunctionError, RetraceWarning, TracerWarning, hide_frames, warn
+from kustom.gradients.applying import Passed, applying, unseen
 from kustom.gradients.tape import is_recorded
-from kustom.training.watching import Guards, Reached, plain_values, tracers_put_back
+from kustom.training.tracers import tracers_put_back
+from kustom.training.watching import Guards, Reached, plain_values
 
 __all__ = ["Compiled", "function"]
 
@@ -125,7 +130,6 @@ class Compiled(Generic[P, R]):
         self.compiler = compiler
         self.traces = 0
         self._entries: dict[Any, list[Entry]] = {}
-        self._bound: weakref.WeakKeyDictionary[Any, Compiled[..., Any]] = weakref.WeakKeyDictionary()
         # Whether nothing is said of what cannot be compiled.
         self._quiet = self._warned = quiet
         functools.update_wrapper(self, f, updated=())
@@ -136,10 +140,16 @@ class Compiled(Generic[P, R]):
     def __get__(self, owner: Any, cls: type | None = None) -> Any:
         if owner is None:
             return self
-        if owner not in self._bound:
-            # The method must not keep its owner alive.
-            self._bound[owner] = Compiled(_weak_method(self._f, owner), self._static, self.run_eagerly, self.compiler)
-        return self._bound[owner]
+        # With the owner, so that they go together. Around its `__setattr__`: this is nothing that Keras should track.
+        held = vars(owner).get(_METHODS)
+        if held is None or held.owner is not owner:
+            held = vars(owner)[_METHODS] = _Methods(owner)
+        methods = held.by_function
+        if self not in methods:
+            # It binds the instance as a function would.
+            method: Any = types.MethodType(self._f, owner)
+            methods[self] = Compiled(method, self._static, self.run_eagerly, self.compiler)
+        return methods[self]
 
     @hide_frames
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -147,6 +157,9 @@ class Compiled(Generic[P, R]):
             return self._f(*args, **kwargs)
         call = self.arguments(args, kwargs)
         entry = self.entry(call)
+        # It may be called by a step that runs as plain Python, and fails later.
+        private.may_be_written(entry.program.written)
+        unseen()
         return entry.result.unpack(entry.program.run(entry.tensors(call)))
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
@@ -162,6 +175,7 @@ class Compiled(Generic[P, R]):
         else:
             entry = self._traced(call)
             entries.append(entry)
+        entry.guards.adopt_seed()
         return entry
 
     def _static_places(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[Any]:
@@ -181,10 +195,12 @@ class Compiled(Generic[P, R]):
             )
         form, result = call.form, _Result()
         call_f: Callable[..., Any] = self._f
+        passed = Passed()
 
         def flat(leaves: list[Any]) -> list[Any]:
             args, kwargs = form.rebuilt(leaves)
-            return result.pack(call_f(*args, **kwargs))
+            with applying(passed):
+                return result.pack(call_f(*args, **kwargs))
 
         if self.run_eagerly:
             return Entry(Eager(flat), result, Guards((), {}, ()), reached=Reached(*self._about, *form.objects))
@@ -201,8 +217,9 @@ class Compiled(Generic[P, R]):
                 program = Eager(flat)
         for name, owner in gained:
             warn(
-                f"the attribute {name!r} of {owner!r} was given a tensor while a step was traced, which has no value "
-                "afterwards; it holds again what it did. Keep it in a variable (self.add_weight, assign), or return it.",
+                f"{f'the attribute {name!r} of {owner!r}' if owner is not None else repr(name)} was given a tensor while a step "
+                "was traced, which has no value afterwards; it holds again what it did. Keep it in a variable (self.add_weight, "
+                "assign), or return it.",
                 TracerWarning,
             )
         return Entry(program, result, Guards(roots, before, program.variables), widened)
@@ -216,32 +233,54 @@ class Compiled(Generic[P, R]):
 
     def _program(self, flat: Callable[[list[Any]], list[Any]], call: Arguments) -> tuple[Any, bool]:
         lifting = current("lifting")
-        try:
-            return lifting.Program(flat, call.leaves, compiler=self.compiler), False
-        except Exception as error:
-            # A whole number beside floats: TensorFlow computes with one kind at a time.
-            if not (call.whole_numbers and current().refuses_mixed_dtypes(error)):
-                raise
-            return lifting.Program(flat, call.widened(), compiler=self.compiler), True
+        with _traced_here(), one_value_each():
+            try:
+                return lifting.Program(flat, call.leaves, compiler=self.compiler), False
+            except Exception as error:
+                # A whole number beside floats: TensorFlow computes with one kind at a time.
+                if not (call.whole_numbers and current().refuses_mixed_dtypes(error)):
+                    raise
+                return lifting.Program(flat, call.widened(), compiler=self.compiler), True
 
 
-def _weak_method(f: Callable[..., Any], owner: Any) -> Callable[..., Any]:
-    reference = weakref.ref(owner)
+class _Methods:
+    """The compiled methods of one instance; a copy of the instance makes its own."""
 
-    @functools.wraps(f)
-    def method(*args: Any, **kwargs: Any) -> Any:
-        return f(reference(), *args, **kwargs)
+    def __init__(self, owner: Any = None) -> None:
+        self.owner = owner
+        self.by_function: dict[Compiled[..., Any], Compiled[..., Any]] = {}
 
-    return method
+    def __reduce__(self) -> Any:
+        return _Methods, ()
+
+
+# Where they stand in its `__dict__`.
+_METHODS = "_kustom_functions"
 
 
 def _name(f: Callable[..., Any]) -> str:
     return getattr(f, "__qualname__", type(f).__name__)
 
 
+class _Tracing(threading.local):
+    depth = 0
+
+
+_tracing = _Tracing()
+
+
+@contextlib.contextmanager
+def _traced_here() -> Iterator[None]:
+    _tracing.depth += 1
+    try:
+        yield
+    finally:
+        _tracing.depth -= 1
+
+
 def _is_traced() -> bool:
     """Whether a step is being traced around this call."""
-    return isinstance(private.open_scope(), Scope) or current().in_trace()
+    return _tracing.depth > 0 or current().in_trace()
 
 
 class Entry:

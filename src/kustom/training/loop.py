@@ -256,6 +256,8 @@ class _Phase:
         small = eager or not lifting.TRACES_CHEAPLY
         self._reset = Compiled(self._reset_all, (), small, lifting.LIGHT, quiet=True)
         self._results = Compiled(self._result_all, (), small, lifting.LIGHT, quiet=True)
+        end = getattr(step, "epoch_end", None)
+        self.epoch_end = None if end is None else Compiled(end, (), eager, compiler, quiet=True)
 
     def _scalars(self, *batch: Any) -> dict[str, Any]:
         returned = self._plain(*batch)
@@ -491,6 +493,8 @@ class _Fit:
                 hooks.call("on_train_batch_end", block.start + block.batches - 1, now.values())
             line.update(now.steps, now.values() if line.wants() else None)
             block = None if hooks.stop else self._take(by_batch)
+        if now.phase.epoch_end is not None:
+            now.phase.epoch_end()
         values = now.values()
         if self.validate is not None and self.validate.is_due(epoch):
             values |= {f"val_{name}": value for name, value in self.validate.run(hooks).items()}

@@ -1,4 +1,4 @@
-"""The Python state of a step: what it reaches, what of it is noticed when it changes, and tracers that got into it.
+"""The Python state of a step: what it reaches, and what of it is noticed when it changes.
 
 A trace is of what Python held when it was made. What is noticed afterwards is a finite set, compared at each call:
 
@@ -14,20 +14,17 @@ changes, such as a count of the calls, is left out: it would never be the same t
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import operator
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
-from keras import ops
 
-from kustom.backends import current
 from kustom.backends import keras as private
 
-__all__ = ["Guards", "Reached", "tracers_put_back"]
+__all__ = ["Guards", "Reached", "plain_values"]
 
 _PLAIN = (int, float, str, bytes, bool, complex, type(None))
 # Attributes of Keras's that change while a run goes on, and of which no computation depends.
@@ -68,56 +65,61 @@ class Reached:
     """
 
     def __init__(self, *roots: Any) -> None:
-        self.cells: list[Any] = []
+        self.cells: list[tuple[Any, str]] = []
         self.globals: list[tuple[dict[str, Any], str]] = []
         self.objects: list[Any] = []
         self.others: list[Any] = []
+        # Lists, dicts and sets, with the name that leads to each, and whose attribute that is.
+        self.containers: list[tuple[Any, str, Any]] = []
         self.names: set[str] = set()
         self._seen: set[int] = set()
-        todo: list[Any] = list(roots)
+        todo: list[tuple[Any, str, Any]] = [(root, "", None) for root in roots]
         while todo:
-            value = todo.pop()
+            value, name, owner = todo.pop()
             if id(value) not in self._seen and not isinstance(value, (*_PLAIN, types.ModuleType)):
                 self._seen.add(id(value))
                 # Not by +=, which asks a tuple of TensorFlow's first.
-                todo.extend(self._inside(value))
+                todo.extend(self._inside(value, name, owner))
 
-    def _inside(self, value: Any) -> Iterable[Any]:
+    def _inside(self, value: Any, name: str, owner: Any) -> Iterable[tuple[Any, str, Any]]:
         if isinstance(value, types.FunctionType):
             return self._of_function(value)
         if isinstance(value, types.MethodType):
-            return [value.__func__, value.__self__]
+            return _unnamed([value.__func__, value.__self__])
         if isinstance(value, functools.partial):
-            return [value.func, *value.args, *value.keywords.values()]
-        if isinstance(value, dict):
-            return value.values()
+            return _unnamed([value.func, *value.args, *value.keywords.values()])
         if isinstance(value, _CONTAINERS):
-            return value
+            if not isinstance(value, tuple | frozenset):
+                self.containers.append((value, name, owner))
+            return [(each, name, owner) for each in (value.values() if isinstance(value, dict) else value)]
         if _is_keras(value):
             self.objects.append(value)
-            code = (
-                [] if private.is_of_library(value) else [f for f in vars(type(value)).values() if isinstance(f, types.FunctionType)]
-            )
-            return [*code, *(v for name, v in vars(value).items() if name not in _UNFOLLOWED and _leads_on(v))]
-        if isinstance(value, type) or private.is_of_library(value) or not hasattr(value, "__dict__"):
-            return []
+            code = () if private.is_of_library(value) else _code(value)
+            attributes = vars(value).items()
+            return [*_unnamed(code), *((v, n, value) for n, v in attributes if n not in _UNFOLLOWED and _leads_on(v))]
+        if not _is_users(value):
+            # What is our own says by itself what of the user's it stands for; a compiled function does.
+            if isinstance(value, type):
+                return ()
+            wrapped = [w] if (w := getattr(value, "__dict__", {}).get("__wrapped__")) is not None else []
+            return _unnamed([*getattr(value, "_kustom_reaches", ()), *wrapped])
         self.others.append(value)
-        return [*vars(value).values(), *(f for f in vars(type(value)).values() if isinstance(f, types.FunctionType))]
+        return [*((v, n, value) for n, v in vars(value).items()), *_unnamed(_code(value))]
 
-    def _of_function(self, f: types.FunctionType) -> Iterable[Any]:
-        inside = [*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()]
+    def _of_function(self, f: types.FunctionType) -> Iterable[tuple[Any, str, Any]]:
+        inside = _unnamed([*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()])
         if hasattr(f, "__wrapped__"):
-            inside.append(vars(f)["__wrapped__"])
-        for cell in f.__closure__ or ():
-            self.cells.append(cell)
-            inside.append(_held(cell))
+            inside += _unnamed([vars(f)["__wrapped__"]])
+        for cell, name in zip(f.__closure__ or (), f.__code__.co_freevars, strict=True):
+            self.cells.append((cell, name))
+            inside.append((_held(cell), name, None))
         names = set(_names(f.__code__))
         self.names |= names
         if private.is_library(f.__module__):
             return inside
         for name in names & f.__globals__.keys():
             self.globals.append((f.__globals__, name))
-            inside.append(f.__globals__[name])
+            inside.append((f.__globals__[name], name, None))
         return inside
 
     def all(self, kind: type) -> list[Any]:
@@ -125,8 +127,24 @@ class Reached:
         return [obj for obj in self.objects if isinstance(obj, kind)]
 
 
+def _unnamed(values: Iterable[Any]) -> list[tuple[Any, str, Any]]:
+    return [(value, "", None) for value in values]
+
+
+def _code(obj: Any) -> list[Any]:
+    """The functions in the body of an object's class."""
+    return [f for f in vars(type(obj)).values() if isinstance(f, types.FunctionType)]
+
+
 def _leads_on(value: Any) -> bool:
-    return isinstance(value, (*_CONTAINERS, types.FunctionType, types.MethodType, functools.partial)) or _is_keras(value)
+    plain = (*_CONTAINERS, types.FunctionType, types.MethodType, functools.partial)
+    return isinstance(value, plain) or _is_keras(value) or _is_users(value)
+
+
+def _is_users(value: Any) -> bool:
+    if isinstance(value, types.SimpleNamespace):
+        return True
+    return hasattr(value, "__dict__") and not isinstance(value, type) and not private.is_of_library(value)
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
@@ -173,7 +191,7 @@ class Guards:
 
     def __init__(self, roots: Iterable[Any], before: dict[int, dict[str, Any]], variables: Iterable[keras.Variable]) -> None:
         self.reached = reached = Reached(*roots)
-        self._cells = [(cell, _held(cell)) for cell in reached.cells]
+        self._cells = [(cell, _held(cell)) for cell, _ in reached.cells]
         self._globals = [(space, name, space[name]) for space, name in reached.globals]
         self._spaces = []
         for obj in reached.objects + reached.others:
@@ -190,8 +208,14 @@ class Guards:
             if names:
                 self._spaces.append(_Namespace(space, names, _of_class(obj) - space.keys()))
         self._variables = list(variables)
+        self._seed = private.seed_of_all(self._variables)
         self._trainable = [v.trainable for v in self._variables]
         self._config = _config()
+
+    def adopt_seed(self) -> None:
+        """Go on with the random numbers that Keras draws for all: `set_random_seed` has it make another generator."""
+        if self._seed is not None:
+            private.set_seed_of_all(self._seed)
 
     def hold(self) -> bool:
         """Whether all of it is as it was."""
@@ -221,48 +245,3 @@ def _config() -> tuple[str, str]:
 def plain_values(reached: Reached) -> dict[int, dict[str, Any]]:
     """The plain values in the `__dict__` of everything that is reached, by the object's id."""
     return {id(obj): {k: v for k, v in vars(obj).items() if _is_plain(v)} for obj in reached.objects + reached.others}
-
-
-@contextlib.contextmanager
-def tracers_put_back(roots: Iterable[Any], report: Callable[[str, Any], None]) -> Iterator[Reached]:
-    """An attribute that gains a tracer inside gets back what it held, or is deleted, and is reported.
-
-    Args:
-        roots: What is traced inside, and the objects among its arguments.
-        report: Is told the attribute's name and its owner.
-    """
-    reached = Reached(*roots)
-    before = {id(obj): (obj, dict(vars(obj))) for obj in reached.objects + reached.others}
-    lengths = {id(v): (v, len(v)) for _, space in before.values() for v in space.values() if isinstance(v, list)}
-    try:
-        yield reached
-    finally:
-        for obj in Reached(*roots).objects + reached.others:
-            held = before.get(id(obj), (obj, {}))[1]
-            for name, value in list(vars(obj).items()):
-                if isinstance(value, list) and id(value) in lengths and lengths[id(value)][0] is value:
-                    if any(map(_is_tracer, value[lengths[id(value)][1] :])):
-                        del value[lengths[id(value)][1] :]
-                        report(name, obj)
-                elif value is not held.get(name) and _has_tracer(value):
-                    _put_back(obj, name, held)
-                    report(name, obj)
-
-
-def _put_back(obj: Any, name: str, held: dict[str, Any]) -> None:
-    if name in held:
-        vars(obj)[name] = held[name]
-    else:
-        del vars(obj)[name]
-
-
-def _has_tracer(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_is_tracer, value.values()))
-    if isinstance(value, _CONTAINERS):
-        return any(map(_is_tracer, value))
-    return _is_tracer(value)
-
-
-def _is_tracer(x: Any) -> bool:
-    return ops.is_tensor(x) and not current().is_concrete(x)

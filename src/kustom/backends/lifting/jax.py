@@ -24,8 +24,7 @@ from jax.extend import core as extend
 
 from kustom.backends import keras as private
 from kustom.backends.lifting.branches.jax import carried, decided
-from kustom.backends.lifting.state import BranchOnValue, Scope, user_line, whole
-from kustom.errors import BranchError
+from kustom.backends.lifting.state import Scope, made_each_time, refusing, whole
 
 __all__ = ["COMPILERS", "LIGHT", "LOOPS_HEAVY", "LOOP_IS_A_CHOICE", "TRACES_CHEAPLY", "Program", "decided", "number"]
 
@@ -78,10 +77,7 @@ class Program:
                 break
             looks += 1
             if looks == _LOOKS:
-                raise BranchError(
-                    f"a step made new variables each of the {_LOOKS} times that it was traced, such as "
-                    f"{scope.seen[min(new)].path!r}. Make them once: in `build`, or before the step."
-                )
+                raise made_each_time(scope.seen[min(new)])
             known |= {key: scope.seen[key] for key in new}
         self.variables = list(known.values())
         self.written = [v for v in self.variables if id(v) in scope.written]
@@ -100,7 +96,7 @@ class Program:
     @staticmethod
     def _look(f: Callable[[list[Any]], list[Any]], examples: Sequence[Any]) -> dict[int, keras.Variable]:
         """The variables that `f` touches; those that it makes have their values afterwards."""
-        with carried(), private.values_wait(), Scope(placeholder=_placeholder) as scope, refusing():
+        with _tracing(), Scope(placeholder=_placeholder) as scope, refusing(_asks_a_value):
             # A new function each time: JAX remembers what it has traced, and a second look would find nothing.
             jax.eval_shape(lambda *tensors: f(list(tensors)), *examples)
         return scope.seen
@@ -118,8 +114,8 @@ class Program:
             return [*outs, *(jax.lax.convert_element_type(scope.get_current_value(v), v._dtype) for v in written)]
 
         # The scope around is there so that nothing is initialized inside of the trace.
-        with carried(), Scope(placeholder=_placeholder), refusing():
-            closed = jax.make_jaxpr(pure)([private.own_value(v) for v in variables], list(examples))
+        with _tracing(), Scope(placeholder=_placeholder), refusing(_asks_a_value):
+            closed = jax.make_jaxpr(pure)([_own_value(v) for v in variables], list(examples))
         return closed, kept[1], kept[0]
 
     def _pure(self, written: list[Any], read: list[Any], tensors: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -171,25 +167,27 @@ class Program:
         return self._called(self._loops[keep], self._values(keep), list(data), rows, start, count)
 
     def _values(self, keep: bool) -> list[Any]:
-        return [private.own_value(v) for v in self.written] if keep else self._donated()
+        return [_own_value(v) for v in self.written] if keep else self._donated()
 
     def _called(self, compiled: Any, written: list[Any], *args: Any) -> list[Any]:
         with whole():
-            outs, values = compiled(written, [private.own_value(v) for v in self._read], *args)
+            outs, values = compiled(written, [_own_value(v) for v in self._read], *args)
             if self.can_raise:
                 jax.block_until_ready(values)
             for variable, value in zip(self.written, values, strict=True):
                 private.put(variable, value)
-                _ours[id(value)] = value
+                # Without a callback, in which a Ctrl-C would be lost.
+                vars(variable)[_GIVEN] = weakref.ref(value)
         return outs
 
     def _donated(self) -> list[Any]:
         """The values of the variables to be written, of which nobody else holds a buffer."""
-        values = [private.own_value(v) for v in self.written]
+        values = [_own_value(v) for v in self.written]
         if self.can_raise:
             return values
-        for i in range(len(values)):
-            if _ours.get(id(values[i])) is not values[i] or sys.getrefcount(values[i]) > _HOLDERS:
+        for i, variable in enumerate(self.written):
+            given = vars(variable).get(_GIVEN)
+            if given is None or given() is not values[i] or sys.getrefcount(values[i]) > _HOLDERS:
                 values[i] = jnp.copy(values[i])
         return values
 
@@ -207,14 +205,25 @@ class Program:
             private.put(variable, value)
 
 
+def _asks_a_value(error: BaseException) -> bool:
+    return isinstance(error, _UNKNOWN)
+
+
+@contextlib.contextmanager
+def _tracing() -> Iterator[None]:
+    """What Keras does otherwise while a function is traced here."""
+    with private.builds_at_once(jax.ensure_compile_time_eval), private.values_wait(), private.everyones_seed(), carried():
+        yield
+
+
 # The primitives that run many times slower inside a compiled loop than outside, on a CPU.
 _HEAVY = frozenset(["conv_general_dilated", "scan", "while"])
 # Those that can raise.
 _CALLBACKS = frozenset(["pure_callback", "io_callback", "debug_callback", "check"])
 
 
-# Values that came out of a program: of no other is it known that it shares its buffer with nobody.
-_ours: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+# Where a variable notes the value that a program gave it: of no other is it known that it shares its buffer with nobody.
+_GIVEN = "_kustom_given"
 
 
 def _count_holders() -> int:
@@ -228,6 +237,15 @@ def _count_holders() -> int:
 
 
 _HOLDERS = _count_holders()
+
+
+def _own_value(variable: keras.Variable) -> Any:
+    """A variable's value, whose dtype is its own: beside a weak one, as a number gives, the program would be another."""
+    value = private.own_value(variable)
+    if value.weak_type:
+        value = jax.lax.convert_element_type(value, value.dtype)
+        private.put(variable, value)
+    return value
 
 
 def _placeholder(variable: keras.Variable) -> Any:
@@ -252,12 +270,3 @@ def _inner(params: dict[str, Any]) -> list[Any]:
             if isinstance(each, extend.ClosedJaxpr | extend.Jaxpr):
                 found.append(each)
     return found
-
-
-@contextlib.contextmanager
-def refusing() -> Iterator[None]:
-    """Say where a function asks for a value that is not known while it is traced."""
-    try:
-        yield
-    except _UNKNOWN as error:
-        raise BranchOnValue(user_line(error), str(error).splitlines()[0]) from error

@@ -11,8 +11,9 @@ from typing import Any
 import keras
 
 from kustom.backends import keras as private
+from kustom.errors import BranchError, KustomError
 
-__all__ = ["BranchOnValue", "Scope", "user_line", "whole"]
+__all__ = ["BranchOnValue", "Scope", "made_each_time", "refusing", "whole"]
 
 
 class Scope(keras.StatelessScope):
@@ -76,9 +77,45 @@ class BranchOnValue(Exception):
         self.reason = reason
 
 
-def user_line(error: BaseException) -> str:
-    """The innermost line of the user's own code that an error came through."""
-    place = "an unknown place"
+def made_each_time(variable: keras.Variable | None) -> BranchError:
+    """What is raised where a function makes variables whenever it runs."""
+    such = f", such as {variable.path!r}" if variable is not None else ""
+    return BranchError(f"a compiled function makes new variables at each call{such}. Make them once: in `build`, or before it.")
+
+
+@contextlib.contextmanager
+def refusing(asks: Callable[[BaseException], bool]) -> Iterator[None]:
+    """Say where a function asks for a value that is not known while it is traced.
+
+    Args:
+        asks: Whether an error is what the backend raises there. Keras adds to an error that leaves a layer's call what the
+            call was given, and may fail to; so the errors before it are looked at, too.
+    """
+    try:
+        yield
+    except Exception as error:
+        chain = list(_chain(error))
+        asked = next((each for each in chain if asks(each)), None)
+        if asked is None or any(isinstance(each, KustomError) for each in chain):
+            raise
+        lines = (_user_line(each) for each in (asked, *chain))
+        line = next((line for line in lines if line), "an unknown place")
+        reason = next((text for text in str(asked).splitlines() if text.strip()), "")
+        raise BranchOnValue(line, reason) from error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those in whose handling it was raised."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _user_line(error: BaseException) -> str:
+    """The innermost line of the user's own code that an error came through; empty if there is none."""
+    place = ""
     trace = error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code

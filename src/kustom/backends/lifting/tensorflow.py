@@ -15,7 +15,8 @@ import keras
 import tensorflow as tf
 
 from kustom.backends import keras as private
-from kustom.backends.lifting.state import BranchOnValue, user_line, whole
+from kustom.backends.lifting.branches.tensorflow import carried
+from kustom.backends.lifting.state import made_each_time, refusing, whole
 
 __all__ = ["COMPILERS", "LIGHT", "LOOPS_HEAVY", "LOOP_IS_A_CHOICE", "TRACES_CHEAPLY", "Program", "decided", "number"]
 
@@ -69,17 +70,23 @@ class Program:
             finally:
                 private.unlisten(note)
 
+        # Gradients of branches are traced otherwise for XLA.
+        self.xla = compiler == "xla"
         try:
-            plain = tf.function(traced, autograph=False).get_concrete_function(*specs)
-        except _UNKNOWN as error:
-            raise BranchOnValue(user_line(error), str(error).splitlines()[0]) from error
+            with private.builds_at_once(tf.init_scope), carried, refusing(_asks_a_value):
+                plain = tf.function(traced, autograph=False, jit_compile=self.xla or None).get_concrete_function(*specs)
+        except ValueError as error:
+            if _MADE_EACH_TIME not in str(error):
+                raise
+            raise made_each_time(None) from error
         self._variables = list(plain.graph.variables)
         mine = {id(v) for v in self._variables}
         self.variables = [v for v in read.values() if id(private.own_value(v)) in mine]
         kinds = _kinds(plain.graph)
         self.heavy = bool(kinds & _HEAVY)
-        self.can_raise = bool(kinds & _RAISING)
-        self.xla = compiler == "xla" or (compiler is None and not kinds & (_HEAVY | _RAISING | _FOREIGN))
+        self.xla = self.xla or (compiler is None and not kinds & (_HEAVY | _RAISING | _FOREIGN))
+        # XLA looks for nothing that may be wrong in the values.
+        self.can_raise = bool(kinds & (_RAISING if self.xla else _RAISING | _CHECKING))
         self._copy: Any = None
         self._count = len(plain.structured_outputs)
         self._plain = plain
@@ -105,8 +112,7 @@ class Program:
 
     def run(self, tensors: Sequence[Any]) -> list[Any]:
         """Call the function once."""
-        with whole():
-            return list(self._step(*tensors))
+        return self._called(self._step, tensors, False)
 
     def pick(self, data: Sequence[Any], rows: Any, index: int, *, keep: bool = False) -> list[Any]:
         """Call the function with one batch of those that `loop` takes: with the number `index`.
@@ -117,8 +123,7 @@ class Program:
             index: Which batch.
             keep: As for `loop`.
         """
-        with whole():
-            return list(self._pick(list(data), rows, tf.constant(index)))
+        return self._called(self._pick, (list(data), rows, tf.constant(index)), keep)
 
     def loop(self, data: Sequence[Any], rows: Any, start: int, count: int, *, keep: bool = False) -> list[Any]:
         """Call the function with `count` batches, one after the other; returns the sum of each of its scalar results.
@@ -130,8 +135,18 @@ class Program:
             count: How many.
             keep: Whether the values before will be asked for: `keep` has copied them.
         """
+        return self._called(self._loop, (list(data), rows, tf.constant(start), tf.constant(count)), keep)
+
+    def _called(self, compiled: Any, args: Sequence[Any], kept_already: bool) -> list[Any]:
         with whole():
-            return list(self._loop(list(data), rows, tf.constant(start), tf.constant(count)))
+            if kept_already or not self.can_raise:
+                return list(compiled(*args))
+            kept = self.keep()
+            try:
+                return list(compiled(*args))
+            except Exception:
+                self.restore(kept)
+                raise
 
     def wait(self) -> None:
         """Until what was called last has been computed: it has been."""
@@ -153,8 +168,23 @@ class Program:
         return self.variables
 
 
-# What TensorFlow raises where a value is asked for that is not known.
-_UNKNOWN = (tf.errors.OperatorNotAllowedInGraphError,)
+# What TensorFlow says where variables are made when it traces a second time.
+_MADE_EACH_TIME = "singleton tf.Variable"
+
+
+def _asks_a_value(error: BaseException) -> bool:
+    """Whether TensorFlow, or Python, says that a value is not known while a function is traced."""
+    text = str(error)
+    if isinstance(error, NotImplementedError):
+        return "Cannot convert a symbolic" in text
+    if isinstance(error, AttributeError):
+        # `x.numpy()`, which only a tensor with a value has.
+        return isinstance(error.obj, tf.Tensor) and hasattr(tf.constant(0), error.name or "")
+    if isinstance(error, TypeError) and "SymbolicTensor'" in text:
+        return "argument must be" in text or "interpreted as an integer" in text
+    return isinstance(error, tf.errors.OperatorNotAllowedInGraphError)
+
+
 # Kinds of operations that run many times slower, or not at all, inside a loop that XLA compiles for a CPU.
 _HEAVY = frozenset(
     """
@@ -165,11 +195,18 @@ _HEAVY = frozenset(
 )
 # Those that can raise while they run.
 _RAISING = frozenset("Assert PyFunc PyFuncStateless EagerPyFunc NumpyFunction CheckNumerics CheckNumericsV2".split())
+# Those that look at the values where TensorFlow's own kernels run, such as whether a row is there.
+_CHECKING = frozenset(
+    """
+    GatherV2 ResourceGather GatherNd ResourceGatherNd Cholesky MatrixInverse MatrixSolve MatrixTriangularSolve Qr Svd
+    """.split()
+)
 # Those that XLA does not know.
 _FOREIGN = frozenset(
     """
     PrintV2 StringFormat StringJoin AsString DecodeRaw LookupTableFindV2 LookupTableImportV2 Unique UniqueV2 Where
     RaggedTensorToTensor RaggedTensorToVariant SparseTensorDenseMatMul StatefulRandomBinomial
+    OptionalFromValue OptionalGetValue OptionalHasValue OptionalNone
     """.split()
 )
 

@@ -3,9 +3,6 @@
 JAX traces a branch or a body by itself, and what is assigned to a variable inside would be a tracer that has left its
 trace. So what is to be traced is looked at once to find the variables that it touches; these go in as operands and come
 out as results. `LossScaleOptimizer`, accumulation, an average that overwrites, a seed that is drawn in a branch need it.
-
-`associative_scan` and `vectorized_map` run a function on many entries at once, where an assignment has no one value: it
-is refused.
 """
 
 from __future__ import annotations
@@ -214,21 +211,6 @@ _PLAIN: dict[str, Callable[..., Any]] = {
 }
 
 
-def _on_many(plain: Callable[..., Any], name: str) -> Callable[..., Any]:
-    def on_many(f: Any, *args: Any, **kwargs: Any) -> Any:
-        with Scope() as scope:
-            out = plain(f, *args, **kwargs)
-        if scope.written:
-            first = next(iter(scope.written.values()))
-            raise BranchError(
-                f"{first.path!r} was assigned to inside ops.{name}, which computes all entries at once, so that the variable would "
-                "have many values. Assign outside, from what it returns, or use ops.map, which goes from one to the next."
-            )
-        return out
-
-    return on_many
-
-
 def _exchange(name: str, other: Callable[..., Any]) -> private.Exchange:
     def chosen(plain: Callable[..., Any]) -> Callable[..., Any]:
         def lifted(*args: Any, **kwargs: Any) -> Any:
@@ -251,5 +233,4 @@ _exchanges = [
     _exchange("fori_loop", _fori_loop),
     _exchange("scan", _scan),
     _exchange("map", _map),
-    *(_exchange(name, _on_many(getattr(_core, name), name)) for name in ("vectorized_map", "associative_scan")),
 ]
