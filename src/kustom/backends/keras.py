@@ -872,7 +872,7 @@ def has_strategy(model: Any) -> bool:
     return getattr(model, "_distribute_strategy", None) is not None
 
 
-def parts_of(model: Any) -> dict[str, Any]:
+def attributes_of(model: Any) -> dict[str, Any]:
     """The variables and objects of Keras that stand in a model's attributes, what it was compiled with among them."""
     kinds = (KerasSaveable, keras.losses.Loss, keras.Variable)
     return {name: value for name, value in vars(model).items() if isinstance(value, kinds)}
