@@ -6,9 +6,11 @@ A trace is of what Python held when it was made. What is noticed afterwards is a
   everything else by its identity;
 - numbers, text, None and tuples of them in the `__dict__` of the Keras objects that it reaches;
 - of other objects those attributes whose names the reached code mentions;
+- which Keras objects stand in lists and dicts of them;
 - `trainable` of the variables that it touches, `keras.config.floatx()` and the global dtype policy.
 
-What stands in a list or a dict is followed, but that the list has grown is not noticed. An attribute that the trace itself
+What stands in a list or a dict is followed. Where that is nothing but Keras objects, another one in their place, or one more,
+is noticed; that a list of something else has grown is not. An attribute that the trace itself
 changes, such as a count of the calls, is left out: it would never be the same twice.
 """
 
@@ -189,6 +191,7 @@ class Guards:
         self.reached = reached = Reached(*roots)
         self._cells = [(cell, _held(cell)) for cell, _ in reached.cells]
         self._globals = [(space, name, space[name]) for space, name in reached.globals]
+        self._containers = [(c, _ids(c)) for c, _, owner in reached.containers if _is_of_user(owner) and _holds_keras(c)]
         self._spaces = []
         for obj in reached.objects + reached.others:
             space = vars(obj)
@@ -219,9 +222,23 @@ class Guards:
             all(space.holds() for space in self._spaces)
             and all(_same(_held(cell), kept) for cell, kept in self._cells)
             and all(_same(space.get(name), kept) for space, name, kept in self._globals)
+            and all(_ids(container) == kept for container, kept in self._containers)
             and [v.trainable for v in self._variables] == self._trainable
             and _config() == self._config
         )
+
+
+def _is_of_user(owner: Any) -> bool:
+    return owner is None or isinstance(owner, types.SimpleNamespace) or not private.is_of_library(owner)
+
+
+def _holds_keras(container: Any) -> bool:
+    values = container.values() if isinstance(container, dict) else container
+    return bool(container) and all(isinstance(value, _CONTAINERS) or _is_keras(value) for value in values)
+
+
+def _ids(container: Any) -> list[int]:
+    return list(map(id, container.values() if isinstance(container, dict) else container))
 
 
 def _of_class(obj: Any) -> frozenset[str]:
