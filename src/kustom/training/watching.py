@@ -160,24 +160,6 @@ def _held(cell: Any) -> Any:
         return None
 
 
-class _Namespace:
-    """The plain values in one `__dict__` that are compared; and names that may not get there, since the class has them."""
-
-    __slots__ = ("get", "kept", "shadowed", "space")
-
-    def __init__(self, space: dict[str, Any], names: Iterable[str], shadowed: frozenset[str]) -> None:
-        self.space = space
-        self.shadowed = shadowed
-        self.get = operator.itemgetter(*names)
-        self.kept = self.get(space)
-
-    def holds(self) -> bool:
-        try:
-            return self.get(self.space) == self.kept and self.shadowed.isdisjoint(self.space)
-        except KeyError:
-            return False
-
-
 class Guards:
     """What Python held when a trace was made.
 
@@ -205,10 +187,12 @@ class Guards:
                 and (was is None or name not in was or was[name] == value)
             ]
             if names:
-                self._spaces.append(_Namespace(space, names, _of_class(obj) - space.keys()))
+                get = operator.itemgetter(*names)
+                # Names that may not get there, since they would hide what the class has.
+                self._spaces.append((space, get, get(space), _of_class(obj) - space.keys()))
         self._variables = list(variables)
         self._seed = private.seed_of_all(self._variables)
-        self._trainable = [v.trainable for v in self._variables]
+        self._trainable = list(map(_trainable, self._variables))
         self._config = _config()
 
     def adopt_seed(self) -> None:
@@ -218,14 +202,31 @@ class Guards:
 
     def hold(self) -> bool:
         """Whether all of it is as it was."""
-        return (
-            all(space.holds() for space in self._spaces)
-            and all(_same(_held(cell), kept) for cell, kept in self._cells)
-            and all(_same(space.get(name), kept) for space, name, kept in self._globals)
-            and all(_ids(container) == kept for container, kept in self._containers)
-            and [v.trainable for v in self._variables] == self._trainable
-            and _config() == self._config
-        )
+        # Asked at each call.
+        try:
+            for space, get, kept, shadowed in self._spaces:
+                if get(space) != kept or (shadowed and not shadowed.isdisjoint(space)):
+                    return False
+        except KeyError:
+            return False
+        for cell, kept in self._cells:
+            try:
+                value = cell.cell_contents
+            except ValueError:
+                value = None
+            if value is not kept and not _same(value, kept):
+                return False
+        for space, name, kept in self._globals:
+            value = space.get(name)
+            if value is not kept and not _same(value, kept):
+                return False
+        for container, kept in self._containers:
+            if _ids(container) != kept:
+                return False
+        return list(map(_trainable, self._variables)) == self._trainable and _config() == self._config
+
+
+_trainable = operator.attrgetter("trainable")
 
 
 def _is_of_user(owner: Any) -> bool:
@@ -248,7 +249,7 @@ def _of_class(obj: Any) -> frozenset[str]:
 
 
 def _same(value: Any, kept: Any) -> bool:
-    return value is kept or (_is_plain(kept) and type(value) is type(kept) and value == kept)
+    return _is_plain(kept) and type(value) is type(kept) and value == kept
 
 
 def _config() -> tuple[str, str]:

@@ -82,6 +82,8 @@ class Program:
         self.variables = list(known.values())
         self.written = [v for v in self.variables if id(v) in scope.written]
         self._read = [v for v in self.variables if id(v) not in scope.written]
+        for variable in self.written:
+            _forget_with(variable)
         names = _primitives(closed.jaxpr)
         self.heavy = bool(names & _HEAVY) and jax.default_backend() == "cpu"
         self.can_raise = bool(names & _CALLBACKS)
@@ -176,7 +178,7 @@ class Program:
                 jax.block_until_ready(values)
             for variable, value in zip(self.written, values, strict=True):
                 private.put(variable, value)
-                _ours[id(value)] = value
+                _given[id(variable)] = value
         return outs
 
     def _donated(self) -> list[Any]:
@@ -185,7 +187,7 @@ class Program:
         if self.can_raise:
             return values
         for i in range(len(values)):
-            if _ours.get(id(values[i])) is not values[i] or sys.getrefcount(values[i]) > _HOLDERS:
+            if _given.get(id(self.written[i])) is not values[i] or sys.getrefcount(values[i]) > _HOLDERS:
                 values[i] = jnp.copy(values[i])
         return values
 
@@ -220,8 +222,14 @@ _HEAVY = frozenset(["conv_general_dilated", "scan", "while"])
 _CALLBACKS = frozenset(["pure_callback", "io_callback", "debug_callback", "check"])
 
 
-# Values that came out of a program: of no other is it known that it shares its buffer with nobody.
-_ours: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+# By a variable's id the value that a program last gave it: of no other is it known that it shares its buffer with nobody.
+_given: dict[int, Any] = {}
+
+
+def _forget_with(variable: keras.Variable) -> None:
+    if id(variable) not in _given:
+        _given[id(variable)] = None
+        weakref.finalize(variable, _given.pop, id(variable), None).atexit = False
 
 
 def _count_holders() -> int:
@@ -231,6 +239,8 @@ def _count_holders() -> int:
     holder = Holder()
     holder.value = object()  # type: ignore[attr-defined]
     values = [holder.value]  # type: ignore[attr-defined]
+    given = {0: holder.value}  # type: ignore[attr-defined]
+    assert given
     return sys.getrefcount(values[0])
 
 
