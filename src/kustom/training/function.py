@@ -331,7 +331,6 @@ class Arguments:
     """The arguments of one call: the tensors among them, and a key of everything else."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], static: set[Any]) -> None:
-        number = current("lifting").number
         given: Any = (args, kwargs)
         leaves, tree = optree.tree_flatten(given, none_is_leaf=True)
         places = [path[:2] for path in optree.tree_paths(given, none_is_leaf=True)] if static else [None] * len(leaves)
@@ -348,7 +347,7 @@ class Arguments:
                     continue
                 if type(leaf) is int:
                     self.whole_numbers.append(len(self.leaves))
-                tensor = number(leaf) if isinstance(leaf, int | float | complex) else ops.convert_to_tensor(leaf)
+                tensor = _number(leaf) if isinstance(leaf, int | float | complex) else ops.convert_to_tensor(leaf)
                 if ops.is_tensor(tensor):
                     _tensors.add(type(tensor))
             others.append(None)
@@ -361,6 +360,10 @@ class Arguments:
         """The tensors, whole numbers as floats."""
         floats = {i: ops.cast(self.leaves[i], keras.config.floatx()) for i in self.whole_numbers}
         return [floats.get(i, leaf) for i, leaf in enumerate(self.leaves)]
+
+
+def _number(value: float | complex) -> Any:
+    return current("lifting").number(value)
 
 
 # The backend's own types of tensors, as they are met: to ask Keras costs more than the rest of an argument.

@@ -252,8 +252,8 @@ def _same(value: Any, kept: Any) -> bool:
     return _is_plain(kept) and type(value) is type(kept) and value == kept
 
 
-def _config() -> tuple[str, str]:
-    return keras.config.floatx(), keras.config.dtype_policy().name
+def _config() -> tuple[Any, ...]:
+    return keras.config.floatx(), keras.config.dtype_policy()
 
 
 def plain_values(reached: Reached) -> dict[int, dict[str, Any]]:

@@ -84,6 +84,7 @@ class Program:
         self._read = [v for v in self.variables if id(v) not in scope.written]
         for variable in self.written:
             _forget_with(variable)
+        self._keys = [id(variable) for variable in self.written]
         names = _primitives(closed.jaxpr)
         self.heavy = bool(names & _HEAVY) and jax.default_backend() == "cpu"
         self.can_raise = bool(names & _CALLBACKS)
@@ -178,7 +179,7 @@ class Program:
                 jax.block_until_ready(values)
             for variable, value in zip(self.written, values, strict=True):
                 private.put(variable, value)
-                _given[id(variable)] = value
+            _given.update(zip(self._keys, values, strict=True))
         return outs
 
     def _donated(self) -> list[Any]:
@@ -186,8 +187,8 @@ class Program:
         values = [_own_value(v) for v in self.written]
         if self.can_raise:
             return values
-        for i in range(len(values)):
-            if _given.get(id(self.written[i])) is not values[i] or sys.getrefcount(values[i]) > _HOLDERS:
+        for i, key in enumerate(self._keys):
+            if _given[key] is not values[i] or sys.getrefcount(values[i]) > _HOLDERS:
                 values[i] = jnp.copy(values[i])
         return values
 

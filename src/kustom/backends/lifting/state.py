@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # Below `signal`, whose numbers and handlers become members of an enumeration and back: ten times as long as the rest.
-import _signal
+import _signal  # pyright: ignore[reportMissingImports]
 import contextlib
 import signal
 import threading
