@@ -83,6 +83,33 @@ def test_another_model_under_the_same_name(monkeypatch):
     assert f.traces == 2
 
 
+def test_lists_and_dicts_of_keras_objects():
+    one, two = layers.Dense(1, kernel_initializer="ones"), layers.Dense(1, kernel_initializer="zeros")
+    listed, table, seen = [one], {"a": one}, []
+
+    @kustom.function
+    def f(x):
+        return sum(ops.sum(layer(x)) for layer in listed), table["a"](x)
+
+    x = np.ones((1, 3), "float32")
+    assert number(f(x)[0]) == 3
+    listed.append(one)
+    assert number(f(x)[0]) == 6
+    table["a"] = two
+    assert number(f(x)[1][0, 0]) == 0
+    assert f.traces == 3
+
+    @kustom.function
+    def g(x):
+        len(seen)
+        return x
+
+    for _ in range(3):
+        g(x)
+        seen.append(0.0)
+    assert g.traces == 1
+
+
 class Scaled(layers.Layer):
     def __init__(self, scale):
         super().__init__()

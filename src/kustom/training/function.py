@@ -335,7 +335,6 @@ class Arguments:
     """The arguments of one call: the tensors among them, and a key of everything else."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], static: set[Any]) -> None:
-        number = current("lifting").number
         given: Any = (args, kwargs)
         leaves, tree = optree.tree_flatten(given, none_is_leaf=True)
         places = [path[:2] for path in optree.tree_paths(given, none_is_leaf=True)] if static else [None] * len(leaves)
@@ -344,14 +343,18 @@ class Arguments:
         self.leaves: list[Any] = []
         self.whole_numbers: list[int] = []
         for place, leaf in zip(places, leaves, strict=True):
-            if place in static or _is_static(leaf):
-                others.append((leaf,))
-                key.append(_key(leaf))
-                continue
+            tensor = leaf
+            if type(leaf) not in _tensors or place in static:
+                if place in static or _is_static(leaf):
+                    others.append((leaf,))
+                    key.append(_key(leaf))
+                    continue
+                if type(leaf) is int:
+                    self.whole_numbers.append(len(self.leaves))
+                tensor = _number(leaf) if isinstance(leaf, int | float | complex) else ops.convert_to_tensor(leaf)
+                if ops.is_tensor(tensor):
+                    _tensors.add(type(tensor))
             others.append(None)
-            if type(leaf) is int:
-                self.whole_numbers.append(len(self.leaves))
-            tensor = number(leaf) if isinstance(leaf, int | float | complex) else ops.convert_to_tensor(leaf)
             self.leaves.append(tensor)
             key.append((tuple(tensor.shape), tensor.dtype) if hasattr(tensor, "shape") else type(tensor))
         self.form = _Form(tree, others)
@@ -361,6 +364,14 @@ class Arguments:
         """The tensors, whole numbers as floats."""
         floats = {i: ops.cast(self.leaves[i], keras.config.floatx()) for i in self.whole_numbers}
         return [floats.get(i, leaf) for i, leaf in enumerate(self.leaves)]
+
+
+def _number(value: float | complex) -> Any:
+    return current("lifting").number(value)
+
+
+# The backend's own types of tensors, as they are met: to ask Keras costs more than the rest of an argument.
+_tensors: set[type] = set()
 
 
 def _is_static(leaf: Any) -> bool:
