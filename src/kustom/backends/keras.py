@@ -779,13 +779,16 @@ def _built_at_once(plain: Callable[..., Any]) -> Callable[..., Any]:
             return plain(self, *args, **kwargs)
         outside, scope = builders.all[-1], open_scope()
         told, _readers.all = _readers.all, []
+        # What is built inside is built as ever: a model that Keras builds by a symbolic call has a scope of Keras's around
+        # its layers, without which torch would leave their weights on the device "meta".
+        around, builders.all = builders.all, []
         global_state.set_global_attribute("stateless_scope", None)
         try:
             with outside():
                 return plain(self, *args, **kwargs)
         finally:
             global_state.set_global_attribute("stateless_scope", scope)
-            _readers.all = told
+            _readers.all, builders.all = told, around
 
     return build
 
