@@ -104,7 +104,8 @@ def two_outputs(names=("a", "b")):
         first, second = keras.Input((4,), name="first"), keras.Input((4,), name="second")
         hidden = layers.Dense(5, "tanh")(first) + layers.Dense(5)(second)
         return keras.Model(
-            {"first": first, "second": second}, {name: layers.Dense(size, name=name)(hidden) for name, size in zip(names, (1, 3))}
+            {"first": first, "second": second},
+            {name: layers.Dense(size, name=name)(hidden) for name, size in zip(names, (1, 3), strict=False)},
         )
 
     return make
