@@ -21,7 +21,7 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SCRIPT = RECIPES / "regression.py"
 FILES = {"config.json", "held_out.npz", "history.csv", "learning_curve.png", "model.keras", "preparation.joblib"}
 # A process that computes nothing of interest may still have to start a backend on a busy machine.
-PATIENCE = 120
+PATIENCE = 300
 
 
 def recipe(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
