@@ -36,7 +36,7 @@ def test_both_networks_learn_and_each_optimizer_counts(module: Any, tmp_path: Pa
 def test_the_same_seed_draws_the_same_pictures(module: Any, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).normal(size=(5, 32)).astype("float32")
     once, twice = (module("gan").train(1, 4, tmp_path, quiet=True)[0].made(noise) for _ in range(2))
-    np.testing.assert_array_equal(once, twice)
+    np.testing.assert_allclose(once, twice, atol=1e-4)
 
 
 @pytest.mark.slow
