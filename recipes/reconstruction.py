@@ -39,6 +39,7 @@ def train(data: Prepared, epochs: int, seed: int, quiet: bool) -> tuple[keras.Mo
     """Train until the validation rows gain nothing more, and go back to the best epoch."""
     keras.utils.set_random_seed(seed)
     model = ReconstructingRegressor(1)
+    model.build(data.train.inputs.shape)
     optimizer = keras.optimizers.Nadam(1e-3)
     loop = kustom.Loop(kustom.Supervised(model, optimizer=optimizer, loss="mse", metrics=["mae"]))
     loop.fit(
