@@ -44,7 +44,7 @@ def test_cond_of_a_variable_and_without_a_result():
 
     @kustom.function
     def f():
-        ops.cond(ops.convert_to_tensor(flag), lambda: _nothing(count.assign_add(1.0)), lambda: None)
+        ops.cond(flag.value, lambda: _nothing(count.assign_add(1.0)), lambda: None)
 
     def _nothing(_):
         return None

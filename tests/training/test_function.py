@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import functools
 import gc
 import inspect
@@ -186,6 +187,57 @@ class TestMethods:
         assert number(one.many(2.0, times=3)) == 6
         assert number(one.many(2.0, 3)) == 6
         assert isinstance(Trainer.step, type(one.step))
+
+    @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+    def test_a_copy_of_the_instance_has_its_own(self, copied):
+        trainer = Trainer(1.0)
+        trainer.step(1.0)
+        other = copied(trainer)
+        other.count = keras.Variable(10.0)
+        assert [number(other.step(1.0)), number(trainer.step(1.0))] == [11, 3]
+
+    def test_an_instance_that_has_no_hash(self):
+        @dataclass
+        class Scale:
+            scale: float
+
+            @kustom.function
+            def __call__(self, x):
+                return x * self.scale
+
+        assert number(Scale(2.0)(3.0)) == 6
+
+    def test_a_method_that_calls_its_base(self):
+        class Twice(Trainer):
+            @kustom.function
+            def step(self, x):
+                return super().step(super().step(x))
+
+        assert number(Twice(0.0).step(1.0)) == 2
+
+    def test_methods_of_models(self, tmp_path):
+        class Model(keras.Model):
+            def __init__(self):
+                super().__init__()
+                self.dense = layers.Dense(1)
+
+            def call(self, x):
+                return self.dense(x)
+
+            @kustom.function
+            def twice(self, x):
+                return self(x) * 2
+
+        model = Model()
+        np.testing.assert_allclose(array(model.twice(X)), 2 * array(model(X)), rtol=1e-5, atol=1e-6)
+        model.save_weights(tmp_path / "m.weights.h5")
+        model.dense.kernel.assign(model.dense.kernel * 0)
+        model.load_weights(tmp_path / "m.weights.h5")
+        np.testing.assert_allclose(array(model.twice(X)), 2 * array(model(X)), rtol=1e-5, atol=1e-6)
+        gone = weakref.ref(model)
+        del model
+        gc.collect()
+        assert gone() is None
 
     def test_it_does_not_keep_its_instance(self):
         trainer = Trainer(0.0)
@@ -676,10 +728,10 @@ class TestTruth:
             kept.append((count.value, np.asarray(array(count.value))))
             copied.append(np.array(array(count.value)))
             step()
-        for (value, view), copy in zip(kept, copied, strict=True):
+        for (value, view), before in zip(kept, copied, strict=True):
             if BACKEND != "torch":
                 # There a variable's value is the tensor itself, which changes in eager Keras too.
-                np.testing.assert_array_equal(array(value) if BACKEND == "jax" else view, copy)
+                np.testing.assert_array_equal(array(value) if BACKEND == "jax" else view, before)
             assert np.isfinite(array(value)).all()
         np.testing.assert_array_equal(array(count.value), [4] * 4)
 

@@ -214,7 +214,10 @@ class SelfAttention(layers.MultiHeadAttention):
         return keras.KerasTensor(x.shape, x.dtype)
 
 
-@pytest.mark.parametrize("name", RANDOM)
+_LONG = ("attention's dropout", "GRU's dropout")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in _LONG else name for name in RANDOM])
 def test_every_layer_with_randomness_draws_what_it_draws_eagerly(name):
     def make():
         model, optimizer = dense(RANDOM[name]()), keras.optimizers.SGD(0.1)
@@ -359,7 +362,7 @@ def test_variables_made_of_values_and_initializers():
         if not made:
             made["number"] = keras.Variable(2.0)
             made["array"] = keras.Variable(np.arange(3, dtype="float32"), trainable=False)
-            made["whole"] = keras.Variable([1, 2, 3], dtype="int32")
+            made["whole"] = keras.Variable([1, 2, 3], dtype="int32", trainable=False)
             made["zeros"] = keras.Variable("zeros", shape=(3,))
             made["seeds"] = keras.random.SeedGenerator(3)
             made["mean"] = keras.metrics.Mean()
@@ -413,3 +416,27 @@ def test_learning_rates_that_are_set_are_used():
     step(X, Y)
     np.testing.assert_array_equal(before[0], state(model)[0])
     assert step.traces == 1
+
+
+def test_a_model_that_keras_builds_by_a_symbolic_call_is_built_whole():
+    """On torch the weights of its layers would be left on the device of that call."""
+
+    class Plain(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner = keras.layers.Dense(1)
+
+        def call(self, x):
+            return self.inner(x)
+
+    model = Plain()
+
+    @kustom.function
+    def gradients(x):
+        with kustom.GradientTape() as tape:
+            y = ops.sum(model(x))
+        return tape.gradient(y, model.trainable_variables)
+
+    found = gradients(np.ones((2, 3), "float32"))
+    np.testing.assert_allclose(ops.convert_to_numpy(found[0]), np.full((3, 1), 2.0))
+    assert ops.convert_to_numpy(model(np.ones((2, 3), "float32"))).shape == (2, 1)

@@ -80,7 +80,6 @@ __all__ = [
     "need_compiled",
     "open_scope",
     "own_value",
-    "parts_of",
     "put",
     "reads",
     "reduce_weighted_values",
@@ -88,6 +87,7 @@ __all__ = [
     "registered",
     "registered_names",
     "results",
+    "resumed_at",
     "seed_of_all",
     "set_keras_mask",
     "set_seed_of_all",
@@ -780,13 +780,15 @@ def _built_at_once(plain: Callable[..., Any]) -> Callable[..., Any]:
             return plain(self, *args, **kwargs)
         outside, scope = builders.all[-1], open_scope()
         told, _readers.all = _readers.all, []
+        # What is built inside is so as in any eager build: Keras builds the parts of a model in a scope of its own.
+        around, builders.all = builders.all, []
         global_state.set_global_attribute("stateless_scope", None)
         try:
             with outside():
                 return plain(self, *args, **kwargs)
         finally:
             global_state.set_global_attribute("stateless_scope", scope)
-            _readers.all = told
+            _readers.all, builders.all = told, around
 
     return build
 
@@ -868,12 +870,18 @@ def in_order(model: Any, values: dict[str, Any]) -> Any:
     return model._flatten_metrics_in_order(values)
 
 
+def resumed_at(model: Any) -> int:
+    """The epoch that a callback has told a model to go on from, once: `BackupAndRestore` does; else 0."""
+    epoch, model._initial_epoch = model._initial_epoch, None
+    return epoch or 0
+
+
 def has_strategy(model: Any) -> bool:
     """Whether a model was made under a `tf.distribute` strategy."""
     return getattr(model, "_distribute_strategy", None) is not None
 
 
-def parts_of(model: Any) -> dict[str, Any]:
+def attributes_of(model: Any) -> dict[str, Any]:
     """The variables and objects of Keras that stand in a model's attributes, what it was compiled with among them."""
     kinds = (KerasSaveable, keras.losses.Loss, keras.Variable)
     return {name: value for name, value in vars(model).items() if isinstance(value, kinds)}

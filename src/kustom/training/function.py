@@ -10,7 +10,7 @@ import contextlib
 import functools
 import inspect
 import threading
-import weakref
+import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
@@ -130,7 +130,6 @@ class Compiled(Generic[P, R]):
         self.compiler = compiler
         self.traces = 0
         self._entries: dict[Any, list[Entry]] = {}
-        self._bound: weakref.WeakKeyDictionary[Any, Compiled[..., Any]] = weakref.WeakKeyDictionary()
         # Whether nothing is said of what cannot be compiled.
         self._quiet = self._warned = quiet
         functools.update_wrapper(self, f, updated=())
@@ -141,10 +140,16 @@ class Compiled(Generic[P, R]):
     def __get__(self, owner: Any, cls: type | None = None) -> Any:
         if owner is None:
             return self
-        if owner not in self._bound:
-            # The method must not keep its owner alive.
-            self._bound[owner] = Compiled(_weak_method(self._f, owner), self._static, self.run_eagerly, self.compiler)
-        return self._bound[owner]
+        # With the owner, so that they go together. Around its `__setattr__`: this is nothing that Keras should track.
+        held = vars(owner).get(_METHODS)
+        if held is None or held.owner is not owner:
+            held = vars(owner)[_METHODS] = _Methods(owner)
+        methods = held.by_function
+        if self not in methods:
+            # It binds the instance as a function would.
+            method: Any = types.MethodType(self._f, owner)
+            methods[self] = Compiled(method, self._static, self.run_eagerly, self.compiler)
+        return methods[self]
 
     @hide_frames
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -238,14 +243,19 @@ class Compiled(Generic[P, R]):
                 return lifting.Program(flat, call.widened(), compiler=self.compiler), True
 
 
-def _weak_method(f: Callable[..., Any], owner: Any) -> Callable[..., Any]:
-    reference = weakref.ref(owner)
+class _Methods:
+    """The compiled methods of one instance; a copy of the instance makes its own."""
 
-    @functools.wraps(f)
-    def method(*args: Any, **kwargs: Any) -> Any:
-        return f(reference(), *args, **kwargs)
+    def __init__(self, owner: Any = None) -> None:
+        self.owner = owner
+        self.by_function: dict[Compiled[..., Any], Compiled[..., Any]] = {}
 
-    return method
+    def __reduce__(self) -> Any:
+        return _Methods, ()
+
+
+# Where they stand in its `__dict__`.
+_METHODS = "_kustom_functions"
 
 
 def _name(f: Callable[..., Any]) -> str:
@@ -325,7 +335,6 @@ class Arguments:
     """The arguments of one call: the tensors among them, and a key of everything else."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], static: set[Any]) -> None:
-        number = current("lifting").number
         given: Any = (args, kwargs)
         leaves, tree = optree.tree_flatten(given, none_is_leaf=True)
         places = [path[:2] for path in optree.tree_paths(given, none_is_leaf=True)] if static else [None] * len(leaves)
@@ -334,14 +343,18 @@ class Arguments:
         self.leaves: list[Any] = []
         self.whole_numbers: list[int] = []
         for place, leaf in zip(places, leaves, strict=True):
-            if place in static or _is_static(leaf):
-                others.append((leaf,))
-                key.append(_key(leaf))
-                continue
+            tensor = leaf
+            if type(leaf) not in _tensors or place in static:
+                if place in static or _is_static(leaf):
+                    others.append((leaf,))
+                    key.append(_key(leaf))
+                    continue
+                if type(leaf) is int:
+                    self.whole_numbers.append(len(self.leaves))
+                tensor = _number(leaf) if isinstance(leaf, int | float | complex) else ops.convert_to_tensor(leaf)
+                if ops.is_tensor(tensor):
+                    _tensors.add(type(tensor))
             others.append(None)
-            if type(leaf) is int:
-                self.whole_numbers.append(len(self.leaves))
-            tensor = number(leaf) if isinstance(leaf, int | float | complex) else ops.convert_to_tensor(leaf)
             self.leaves.append(tensor)
             key.append((tuple(tensor.shape), tensor.dtype) if hasattr(tensor, "shape") else type(tensor))
         self.form = _Form(tree, others)
@@ -351,6 +364,14 @@ class Arguments:
         """The tensors, whole numbers as floats."""
         floats = {i: ops.cast(self.leaves[i], keras.config.floatx()) for i in self.whole_numbers}
         return [floats.get(i, leaf) for i, leaf in enumerate(self.leaves)]
+
+
+def _number(value: float | complex) -> Any:
+    return current("lifting").number(value)
+
+
+# The backend's own types of tensors, as they are met: to ask Keras costs more than the rest of an argument.
+_tensors: set[type] = set()
 
 
 def _is_static(leaf: Any) -> bool:

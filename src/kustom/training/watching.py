@@ -6,9 +6,11 @@ A trace is of what Python held when it was made. What is noticed afterwards is a
   everything else by its identity;
 - numbers, text, None and tuples of them in the `__dict__` of the Keras objects that it reaches;
 - of other objects those attributes whose names the reached code mentions;
+- which Keras objects stand in lists and dicts of them;
 - `trainable` of the variables that it touches, `keras.config.floatx()` and the global dtype policy.
 
-What stands in a list or a dict is followed, but that the list has grown is not noticed. An attribute that the trace itself
+What stands in a list or a dict is followed. Where that is nothing but Keras objects, another one in their place, or one more,
+is noticed; that a list of something else has grown is not. An attribute that the trace itself
 changes, such as a count of the calls, is left out: it would never be the same twice.
 """
 
@@ -97,11 +99,12 @@ class Reached:
             code = () if private.is_of_library(value) else _code(value)
             attributes = vars(value).items()
             return [*_unnamed(code), *((v, n, value) for n, v in attributes if n not in _UNFOLLOWED and _leads_on(v))]
-        if isinstance(value, type) or not hasattr(value, "__dict__"):
-            return ()
-        if private.is_of_library(value):
-            # What is our own says by itself what of the user's it stands for.
-            return _unnamed(getattr(value, "_kustom_reaches", ()))
+        if not _is_users(value):
+            # What is our own says by itself what of the user's it stands for; a compiled function does.
+            if isinstance(value, type):
+                return ()
+            wrapped = [w] if (w := getattr(value, "__dict__", {}).get("__wrapped__")) is not None else []
+            return _unnamed([*getattr(value, "_kustom_reaches", ()), *wrapped])
         self.others.append(value)
         return [*((v, n, value) for n, v in vars(value).items()), *_unnamed(_code(value))]
 
@@ -136,7 +139,14 @@ def _code(obj: Any) -> list[Any]:
 
 
 def _leads_on(value: Any) -> bool:
-    return isinstance(value, (*_CONTAINERS, types.FunctionType, types.MethodType, functools.partial)) or _is_keras(value)
+    plain = (*_CONTAINERS, types.FunctionType, types.MethodType, functools.partial)
+    return isinstance(value, plain) or _is_keras(value) or _is_users(value)
+
+
+def _is_users(value: Any) -> bool:
+    if isinstance(value, types.SimpleNamespace):
+        return True
+    return hasattr(value, "__dict__") and not isinstance(value, type) and not private.is_of_library(value)
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
@@ -154,24 +164,6 @@ def _held(cell: Any) -> Any:
         return None
 
 
-class _Namespace:
-    """The plain values in one `__dict__` that are compared; and names that may not get there, since the class has them."""
-
-    __slots__ = ("get", "kept", "shadowed", "space")
-
-    def __init__(self, space: dict[str, Any], names: Iterable[str], shadowed: frozenset[str]) -> None:
-        self.space = space
-        self.shadowed = shadowed
-        self.get = operator.itemgetter(*names)
-        self.kept = self.get(space)
-
-    def holds(self) -> bool:
-        try:
-            return self.get(self.space) == self.kept and self.shadowed.isdisjoint(self.space)
-        except KeyError:
-            return False
-
-
 class Guards:
     """What Python held when a trace was made.
 
@@ -185,6 +177,7 @@ class Guards:
         self.reached = reached = Reached(*roots)
         self._cells = [(cell, _held(cell)) for cell, _ in reached.cells]
         self._globals = [(space, name, space[name]) for space, name in reached.globals]
+        self._containers = [(c, _ids(c)) for c, _, owner in reached.containers if _is_of_user(owner) and _holds_keras(c)]
         self._spaces = []
         for obj in reached.objects + reached.others:
             space = vars(obj)
@@ -198,10 +191,12 @@ class Guards:
                 and (was is None or name not in was or was[name] == value)
             ]
             if names:
-                self._spaces.append(_Namespace(space, names, _of_class(obj) - space.keys()))
+                get = operator.itemgetter(*names)
+                # Names that may not get there, since they would hide what the class has.
+                self._spaces.append((space, get, get(space), _of_class(obj) - space.keys()))
         self._variables = list(variables)
         self._seed = private.seed_of_all(self._variables)
-        self._trainable = [v.trainable for v in self._variables]
+        self._trainable = list(map(_trainable, self._variables))
         self._config = _config()
 
     def adopt_seed(self) -> None:
@@ -211,13 +206,44 @@ class Guards:
 
     def hold(self) -> bool:
         """Whether all of it is as it was."""
-        return (
-            all(space.holds() for space in self._spaces)
-            and all(_same(_held(cell), kept) for cell, kept in self._cells)
-            and all(_same(space.get(name), kept) for space, name, kept in self._globals)
-            and [v.trainable for v in self._variables] == self._trainable
-            and _config() == self._config
-        )
+        # Asked at each call.
+        try:
+            for space, get, kept, shadowed in self._spaces:
+                if get(space) != kept or (shadowed and not shadowed.isdisjoint(space)):
+                    return False
+        except KeyError:
+            return False
+        for cell, kept in self._cells:
+            try:
+                value = cell.cell_contents
+            except ValueError:
+                value = None
+            if value is not kept and not _same(value, kept):
+                return False
+        for space, name, kept in self._globals:
+            value = space.get(name)
+            if value is not kept and not _same(value, kept):
+                return False
+        for container, kept in self._containers:
+            if _ids(container) != kept:
+                return False
+        return list(map(_trainable, self._variables)) == self._trainable and _config() == self._config
+
+
+_trainable = operator.attrgetter("trainable")
+
+
+def _is_of_user(owner: Any) -> bool:
+    return owner is None or isinstance(owner, types.SimpleNamespace) or not private.is_of_library(owner)
+
+
+def _holds_keras(container: Any) -> bool:
+    values = container.values() if isinstance(container, dict) else container
+    return bool(container) and all(isinstance(value, _CONTAINERS) or _is_keras(value) for value in values)
+
+
+def _ids(container: Any) -> list[int]:
+    return list(map(id, container.values() if isinstance(container, dict) else container))
 
 
 def _of_class(obj: Any) -> frozenset[str]:
@@ -227,11 +253,11 @@ def _of_class(obj: Any) -> frozenset[str]:
 
 
 def _same(value: Any, kept: Any) -> bool:
-    return value is kept or (_is_plain(kept) and type(value) is type(kept) and value == kept)
+    return _is_plain(kept) and type(value) is type(kept) and value == kept
 
 
-def _config() -> tuple[str, str]:
-    return keras.config.floatx(), keras.config.dtype_policy().name
+def _config() -> tuple[Any, ...]:
+    return keras.config.floatx(), keras.config.dtype_policy()
 
 
 def plain_values(reached: Reached) -> dict[int, dict[str, Any]]:

@@ -115,7 +115,7 @@ class Program:
 
         # The scope around is there so that nothing is initialized inside of the trace.
         with _tracing(), Scope(placeholder=_placeholder), refusing(_asks_a_value):
-            closed = jax.make_jaxpr(pure)([private.own_value(v) for v in variables], list(examples))
+            closed = jax.make_jaxpr(pure)([_own_value(v) for v in variables], list(examples))
         return closed, kept[1], kept[0]
 
     def _pure(self, written: list[Any], read: list[Any], tensors: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -167,25 +167,27 @@ class Program:
         return self._called(self._loops[keep], self._values(keep), list(data), rows, start, count)
 
     def _values(self, keep: bool) -> list[Any]:
-        return [private.own_value(v) for v in self.written] if keep else self._donated()
+        return [_own_value(v) for v in self.written] if keep else self._donated()
 
     def _called(self, compiled: Any, written: list[Any], *args: Any) -> list[Any]:
         with whole():
-            outs, values = compiled(written, [private.own_value(v) for v in self._read], *args)
+            outs, values = compiled(written, [_own_value(v) for v in self._read], *args)
             if self.can_raise:
                 jax.block_until_ready(values)
             for variable, value in zip(self.written, values, strict=True):
                 private.put(variable, value)
-                _ours[id(value)] = value
+                # Without a callback, in which a Ctrl-C would be lost.
+                variable.__dict__[_GIVEN] = weakref.ref(value)
         return outs
 
     def _donated(self) -> list[Any]:
         """The values of the variables to be written, of which nobody else holds a buffer."""
-        values = [private.own_value(v) for v in self.written]
+        values = [_own_value(v) for v in self.written]
         if self.can_raise:
             return values
-        for i in range(len(values)):
-            if _ours.get(id(values[i])) is not values[i] or sys.getrefcount(values[i]) > _HOLDERS:
+        for i, variable in enumerate(self.written):
+            given = variable.__dict__.get(_GIVEN)
+            if given is None or given() is not values[i] or sys.getrefcount(values[i]) > _HOLDERS:
                 values[i] = jnp.copy(values[i])
         return values
 
@@ -220,8 +222,8 @@ _HEAVY = frozenset(["conv_general_dilated", "scan", "while"])
 _CALLBACKS = frozenset(["pure_callback", "io_callback", "debug_callback", "check"])
 
 
-# Values that came out of a program: of no other is it known that it shares its buffer with nobody.
-_ours: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+# Where a variable notes the value that a program gave it: of no other is it known that it shares its buffer with nobody.
+_GIVEN = "_kustom_given"
 
 
 def _count_holders() -> int:
@@ -235,6 +237,15 @@ def _count_holders() -> int:
 
 
 _HOLDERS = _count_holders()
+
+
+def _own_value(variable: keras.Variable) -> Any:
+    """A variable's value, whose dtype is its own: beside a weak one, as a number gives, the program would be another."""
+    value = private.own_value(variable)
+    if value.weak_type:
+        value = jax.lax.convert_element_type(value, value.dtype)
+        private.put(variable, value)
+    return value
 
 
 def _placeholder(variable: keras.Variable) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# Below `signal`, whose numbers and handlers become members of an enumeration and back: ten times as long as the rest.
+import _signal  # pyright: ignore[reportMissingImports]
 import contextlib
 import signal
 import threading
@@ -125,18 +127,27 @@ def _user_line(error: BaseException) -> str:
     return place
 
 
-@contextlib.contextmanager
-def whole() -> Iterator[None]:
+class whole:  # noqa: N801  (it reads as the function that it is used as)
     """Ctrl-C inside waits for the end: results that are computed are to be back in the variables first."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    asked: list[Any] = []
-    before = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, lambda *args: asked.append(args))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if asked and callable(before):
-            before(*asked[0])
+
+    __slots__ = ("_asked", "_before")
+
+    def __enter__(self) -> None:
+        self._asked: list[Any] = []
+        # None where it was not set by Python, too.
+        self._before = _signal.getsignal(_SIGINT) if threading.get_ident() == _MAIN else None
+        if self._before is not None:
+            _signal.signal(_SIGINT, self._ask)
+
+    def _ask(self, *args: Any) -> None:
+        self._asked.append(args)
+
+    def __exit__(self, *error: object) -> None:
+        if self._before is not None:
+            _signal.signal(_SIGINT, self._before)
+            if self._asked and callable(self._before):
+                self._before(*self._asked[0])
+
+
+_MAIN = threading.main_thread().ident
+_SIGINT = int(signal.SIGINT)

@@ -90,7 +90,8 @@ class Program:
         self._copy: Any = None
         self._count = len(plain.structured_outputs)
         self._plain = plain
-        self._step = self._compiled(lambda *tensors: plain(*tensors)) if self.xla else plain
+        # A concrete function spares the look at the arguments that a `tf.function` takes.
+        self._step = self._compiled(lambda *tensors: plain(*tensors)).get_concrete_function(*specs) if self.xla else plain
         self._pick = self._compiled(self._picked)
         self._loop = self._compiled(self._repeated)
 

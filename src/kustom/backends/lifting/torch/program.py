@@ -22,6 +22,7 @@ import keras
 import torch
 
 from kustom.backends import keras as private
+from kustom.backends.lifting.state import made_each_time
 from kustom.backends.lifting.torch import lowering
 from kustom.backends.lifting.torch.graph import simplified
 from kustom.backends.lifting.torch.layout import relaxed
@@ -58,8 +59,7 @@ class Program:
                 # They have their first values now, and are state from here on.
                 recording = record(self._f, examples)
         if recording.made:
-            paths = ", ".join(variable.path for variable in recording.made[:3])
-            raise ValueError(f"a compiled function makes variables at each call ({paths}); make them outside, once.")
+            raise made_each_time(recording.made[0])
         used = list(recording.variables.values())
         owners = {id(value): variable for value, variable in _by_tensor(recording)}
         simplified(recording)

@@ -47,6 +47,7 @@ def record(f: Callable[[list[Any]], list[Any]], examples: Sequence[Any]) -> Reco
         stack.callback(give_chance, chance())
         stack.callback(run.undo)
         run.made = stack.enter_context(private.makes())
+        stack.enter_context(private.builds_at_once(run.building))
         private.listen(run.read)
         stack.callback(private.unlisten, run.read)
         stack.enter_context(branches.exchanged(run))
@@ -294,6 +295,16 @@ class _Run(TorchDispatchMode):
         if storage.state or any(_is_in(variable, memory._cdata) for variable in self.made):
             with _disable_current_modes():
                 self._kept[memory._cdata] = (memory, memory.clone())
+
+    @contextlib.contextmanager
+    def building(self) -> Iterator[None]:
+        """What `build` assigns to what it makes is there for good."""
+        before = len(self.made)
+        yield
+        for variable in self.made[before:]:
+            value = private.own_value(variable)
+            if value is not None:
+                self._kept.pop(value.untyped_storage()._cdata, None)
 
     def _keep_generator(self, generator: Any) -> None:
         if not any(generator._cdata == other._cdata for other, _ in self._generators):
