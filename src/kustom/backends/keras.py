@@ -88,6 +88,7 @@ __all__ = [
     "registered",
     "registered_names",
     "results",
+    "resumed_at",
     "seed_of_all",
     "set_keras_mask",
     "set_seed_of_all",
@@ -779,13 +780,15 @@ def _built_at_once(plain: Callable[..., Any]) -> Callable[..., Any]:
             return plain(self, *args, **kwargs)
         outside, scope = builders.all[-1], open_scope()
         told, _readers.all = _readers.all, []
+        # What is built inside is so as in any eager build: Keras builds the parts of a model in a scope of its own.
+        around, builders.all = builders.all, []
         global_state.set_global_attribute("stateless_scope", None)
         try:
             with outside():
                 return plain(self, *args, **kwargs)
         finally:
             global_state.set_global_attribute("stateless_scope", scope)
-            _readers.all = told
+            _readers.all, builders.all = told, around
 
     return build
 
@@ -865,6 +868,12 @@ def need_compiled(model: Any, method: str) -> None:
 def in_order(model: Any, values: dict[str, Any]) -> Any:
     """Values of metrics as a list in the order that Keras gives them, a single one by itself."""
     return model._flatten_metrics_in_order(values)
+
+
+def resumed_at(model: Any) -> int:
+    """The epoch that a callback has told a model to go on from, once: `BackupAndRestore` does; else 0."""
+    epoch, model._initial_epoch = model._initial_epoch, None
+    return epoch or 0
 
 
 def has_strategy(model: Any) -> bool:

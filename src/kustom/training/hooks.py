@@ -61,10 +61,11 @@ class Hooks:
         if getattr(self._subject, "optimizer", None) is None and len(outer) == 1:
             self._subject.optimizer = outer[0]
 
-    def begin(self) -> None:
-        """Training begins."""
+    def begin(self) -> int:
+        """Training begins; returns with which epoch, where a callback has found the first ones done."""
         self._subject.stop_training = False
         self.call("on_train_begin")
+        return 0 if isinstance(self._subject, _NoModel) else private.resumed_at(self._subject)
 
     @property
     def stop(self) -> bool:
