@@ -94,6 +94,7 @@ __all__ = [
     "set_seed_of_all",
     "share",
     "standardize_dtype",
+    "steppers_of",
     "stored",
     "sublayers",
     "takes_training",
@@ -241,7 +242,7 @@ def is_multi(optimizer: Any) -> bool:
     return isinstance(getattr(optimizer, "inner_optimizer", optimizer), MULTI)
 
 
-def parts_of(optimizer: Any) -> list[Any]:
+def steppers_of(optimizer: Any) -> list[Any]:
     """The optimizers that take the steps: those inside of one that scales the loss, or that hands on to several."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     return [*inner.optimizers] if is_multi(inner) else [inner]
@@ -249,7 +250,7 @@ def parts_of(optimizer: Any) -> list[Any]:
 
 def averaged(optimizer: Any) -> list[keras.Variable]:
     """The variables of which `optimizer` keeps an average, which becomes their value now and then, or at the end."""
-    return [v for part in parts_of(optimizer) if part.built and part.use_ema for v in trained_by(part)]
+    return [v for part in steppers_of(optimizer) if part.built and part.use_ema for v in trained_by(part)]
 
 
 def count_of(optimizer: Any) -> int:

@@ -503,9 +503,10 @@ class _Fit:
         values = now.values()
         if self.validate is not None and self.validate.is_due(epoch):
             values |= {f"val_{name}": value for name, value in self.validate.run(hooks).items()}
+        # Callbacks add to it, such as the learning rate.
+        hooks.call("on_epoch_end", epoch, values)
         self._history.add(epoch, values)
         line.end_epoch(values)
-        hooks.call("on_epoch_end", epoch, values)
 
     def _take(self, by_batch: bool) -> Block | None:
         return self._pass.take(self._loop._group if by_batch else max(self._loop._group, self._pass.runner.most))
