@@ -593,6 +593,8 @@ class TestTrainable:
         np.testing.assert_array_equal(array_of(first.kernel), kept[0])
         assert np.any(array_of(second.kernel) != kept[1])
 
+    # On torch the message asks for values.
+    @pytest.mark.filterwarnings("ignore::kustom.errors.EagerWarning")
     def test_what_the_optimizer_was_not_built_for_is_refused(self):
         model, first, _ = self.make()
         first.trainable = False
