@@ -45,6 +45,7 @@ __all__ = [
     "Terms",
     "add_state",
     "are_functional",
+    "attributes_of",
     "assignments_refused",
     "averaged",
     "backend_module",
