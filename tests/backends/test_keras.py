@@ -110,7 +110,9 @@ def test_what_a_trainer_knows():
     assert private.in_order(model, {"zeta": 2.0, "loss": 1.0}) == [1.0, 2.0]
     assert private.in_order(model, {"loss": 1.0}) == 1.0
     assert not private.has_strategy(model)
-    assert {"optimizer", "_loss_tracker", "_compile_loss", "_compile_metrics"} <= private.parts_of(model).keys()
+    model._initial_epoch = 3
+    assert [private.resumed_at(model) for _ in range(2)] == [3, 0]
+    assert {"optimizer", "_loss_tracker", "_compile_loss", "_compile_metrics"} <= private.attributes_of(model).keys()
 
 
 def test_functional_models():

@@ -46,6 +46,7 @@ __all__ = [
     "add_state",
     "are_functional",
     "assignments_refused",
+    "attributes_of",
     "averaged",
     "backend_module",
     "builds_at_once",
@@ -80,7 +81,6 @@ __all__ = [
     "need_compiled",
     "open_scope",
     "own_value",
-    "parts_of",
     "put",
     "reads",
     "reduce_weighted_values",
@@ -88,6 +88,7 @@ __all__ = [
     "registered",
     "registered_names",
     "results",
+    "resumed_at",
     "seed_of_all",
     "set_keras_mask",
     "set_seed_of_all",
@@ -869,6 +870,12 @@ def need_compiled(model: Any, method: str) -> None:
 def in_order(model: Any, values: dict[str, Any]) -> Any:
     """Values of metrics as a list in the order that Keras gives them, a single one by itself."""
     return model._flatten_metrics_in_order(values)
+
+
+def resumed_at(model: Any) -> int:
+    """The epoch that a callback has told a model to go on from, once: `BackupAndRestore` does; else 0."""
+    epoch, model._initial_epoch = model._initial_epoch, None
+    return epoch or 0
 
 
 def has_strategy(model: Any) -> bool:

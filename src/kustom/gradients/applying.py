@@ -240,7 +240,8 @@ def _refuse_strangers(optimizer: Any, variables: list[Any] | None) -> None:
 
 
 def _names(variables: list[Any]) -> str:
-    names = [getattr(variable, "path", str(variable)) for variable in variables]
+    # No value of theirs is asked for, which a trace has none of.
+    names = [getattr(variable, "path", type(variable).__name__) for variable in variables]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

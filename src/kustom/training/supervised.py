@@ -149,7 +149,7 @@ class Supervised:
     def _trained(self) -> list[keras.Variable]:
         variables = self.model.trainable_variables
         if not variables:
-            warnings.warn("The model does not have any trainable weights.", stacklevel=2)
+            warnings.warn(f"{self.model.name!r} has no trainable variables: nothing is trained. Is it frozen?", stacklevel=2)
         return variables
 
     def _apply(self, gradients: list[Any], variables: list[keras.Variable]) -> None:
