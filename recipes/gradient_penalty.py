@@ -1,15 +1,16 @@
 """A gradient penalty: the critic of a WGAN-GP, by two tapes, one inside the other.
 
     python recipes/gradient_penalty.py
-    python recipes/gradient_penalty.py --steps 300 --weight 1
+    python recipes/gradient_penalty.py --epochs 40 --weight 1
 
 A generator learns to turn noise into points of a ring of eight clusters. Its critic scores points, high where they are
 real, and has to be a function whose slope is 1: only then is the difference of its mean scores a distance. So the slope is
 in the loss, and the weights learn by the derivative of a derivative. The inner tape gives the slope by the points; the
-outer one records how that came about, and gives the gradient by the weights. Two optimizers take turns.
+outer one records how that came about, and gives the gradient by the weights. Two optimizers take turns, in one step that
+`kustom.Loop` compiles as a whole: it draws its points itself, so that there are no data.
 
-The run folder gets `critic.png`: the points on the critic's scores, and the slope's norm coming to 1. In the few steps of
-the default the generator hardly begins to find the clusters; it is the critic that is shown.
+The run folder gets `critic.png`: the points on the critic's scores, and the slope's norm coming to 1. How many clusters the
+generator has found by then differs from seed to seed; it is the critic that is shown.
 
 Gulrajani, Ahmed, Arjovsky, Dumoulin and Courville, Improved Training of Wasserstein GANs, 2017, arXiv:1704.00028.
 """
@@ -32,18 +33,11 @@ import typer
 from keras import ops
 from matplotlib.figure import Figure
 from run_folder import new_folder, whole
-from status_line import Steps
 
 NOISE = 2
 RATES = 2e-3, 1e-3  # of the critic, and of the generator
 CRITIC_STEPS = 3  # for each of the generator's
-
-
-def ring(rows: int, rng: np.random.Generator) -> np.ndarray:
-    """Points of eight clusters on a circle of radius 2."""
-    angle = rng.integers(8, size=rows) * np.pi / 4
-    centers = 2 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    return (centers + rng.normal(scale=0.05, size=(rows, 2))).astype("float32")
+STEPS = 20  # of the generator, an epoch
 
 
 def network(inputs: int, outputs: int, activation: str) -> keras.Model:
@@ -53,24 +47,38 @@ def network(inputs: int, outputs: int, activation: str) -> keras.Model:
 
 
 class WassersteinGan:
-    """A generator, its critic, and how each of them makes a step."""
+    """A generator, its critic, and how each of them learns."""
 
-    def __init__(self, weight: float, seed: int) -> None:
+    def __init__(self, batch_size: int, weight: float, seed: int) -> None:
+        self.batch_size = batch_size
         self.weight = weight
         self.seed = keras.random.SeedGenerator(seed)
         self.generator = network(NOISE, 2, "relu")
         self.critic = network(2, 1, "leaky_relu")
         self.optimizers = [keras.optimizers.Adam(rate, beta_1=0.0, beta_2=0.9) for rate in RATES]
 
-    def fake(self, rows: int) -> Any:
+    def real(self, rows: int) -> Any:
+        """Points of eight clusters on a circle of radius 2."""
+        angle = ops.cast(keras.random.randint((rows, 1), 0, 8, seed=self.seed), "float32") * (np.pi / 4)
+        centers = 2 * ops.concatenate([ops.cos(angle), ops.sin(angle)], axis=1)
+        return centers + keras.random.normal((rows, 2), stddev=0.05, seed=self.seed)
+
+    def made(self, rows: int) -> Any:
         """Points that the generator makes."""
         return self.generator(keras.random.normal((rows, NOISE), seed=self.seed))
 
-    def critic_step(self, real: Any) -> tuple[float, float]:
+    def step(self) -> dict[str, Any]:
+        """Let the critic learn a few times, then the generator once."""
+        learned = [self.critic_step(self.real(self.batch_size)) for _ in range(CRITIC_STEPS)]
+        self.generator_step()
+        loss, norm = (sum(each) / CRITIC_STEPS for each in zip(*learned, strict=True))
+        return {"critic_loss": loss, "slope": norm}
+
+    def critic_step(self, real: Any) -> tuple[Any, Any]:
         """Part real points from made ones, with a slope of 1 between them; return the loss and the slope's mean norm."""
-        fake = self.fake(len(real))
-        share = keras.random.uniform((len(real), 1), seed=self.seed)
-        between = share * real + (1 - share) * fake
+        made = self.made(self.batch_size)
+        share = keras.random.uniform((self.batch_size, 1), seed=self.seed)
+        between = share * real + (1 - share) * made
         weights = self.critic.trainable_variables
         with kustom.GradientTape() as outer:
             with kustom.GradientTape() as inner:
@@ -79,58 +87,50 @@ class WassersteinGan:
             # Each point's score depends on that point alone: the gradient of their sum is each one's slope.
             slope = inner.gradient(scores, between)
             norm = ops.sqrt(ops.sum(ops.square(slope), axis=-1) + 1e-12)
-            distance = ops.mean(self.critic(real)) - ops.mean(self.critic(fake))
+            distance = ops.mean(self.critic(real)) - ops.mean(self.critic(made))
             loss = self.weight * ops.mean(ops.square(norm - 1)) - distance
         self.optimizers[0].apply(outer.gradient(loss, weights), weights)
-        return ops.convert_to_numpy(loss).item(), ops.convert_to_numpy(ops.mean(norm)).item()
+        return loss, ops.mean(norm)
 
-    def generator_step(self, rows: int) -> None:
+    def generator_step(self) -> None:
         """Raise the critic's scores of made points."""
         weights = self.generator.trainable_variables
         with kustom.GradientTape() as tape:
-            loss = -ops.mean(self.critic(self.fake(rows)))
+            loss = -ops.mean(self.critic(self.made(self.batch_size)))
         self.optimizers[1].apply(tape.gradient(loss, weights), weights)
 
 
-def draw(path: Path, gan: WassersteinGan, real: np.ndarray, norms: list[float]) -> None:
-    """Points on the critic's scores, and the slope's norm a step."""
+def draw(path: Path, gan: WassersteinGan, norms: list[float]) -> None:
+    """Points on the critic's scores, and the slope's norm an epoch."""
     axis = np.linspace(-3, 3, 61)
     grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2).astype("float32")
     scores = gan.critic.predict(grid, verbose=0).reshape(61, 61)
-    made = ops.convert_to_numpy(gan.fake(len(real)))
     figure = Figure(figsize=(10, 4.8), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
     left.contourf(axis, axis, scores, levels=20, cmap="Greys", alpha=0.6)
-    left.scatter(*real.T, s=6, color="#1f5a96", label="real")
-    left.scatter(*made.T, s=6, color="#d1603d", label="made")
+    for points, color, label in ((gan.real(400), "#1f5a96", "real"), (gan.made(400), "#d1603d", "made")):
+        left.scatter(*ops.convert_to_numpy(points).T, s=6, color=color, label=label)
     left.set_title("points, on the critic's scores")
     left.set(xlim=(-3, 3), ylim=(-3, 3))
     left.legend(loc="upper right")
     right.plot(range(1, len(norms) + 1), norms, color="#1f5a96")
     right.axhline(1, color="#333333", linewidth=0.8, linestyle="--")
     right.set_title("mean norm of the critic's slope")
-    right.set_xlabel("step of the critic")
+    right.set_xlabel(f"epoch, of {CRITIC_STEPS * STEPS} steps of the critic")
     with whole(path) as partial:
         figure.savefig(partial)
 
 
-def train(steps: int, batch_size: int, weight: float, seed: int, quiet: bool) -> tuple[WassersteinGan, list[float], list[float]]:
-    """Let critic and generator take turns; return them, and the critic's losses and norms."""
+def train(epochs: int, batch_size: int, weight: float, seed: int, quiet: bool) -> tuple[WassersteinGan, dict[str, list[float]]]:
+    """Let critic and generator take turns; return them, and the critic's loss and slope an epoch."""
     keras.utils.set_random_seed(seed)
-    rng = np.random.default_rng(seed)
-    gan = WassersteinGan(weight, seed)
-    seen = []
-    for _ in (line := Steps(steps, quiet=quiet)):
-        for _ in range(CRITIC_STEPS):
-            seen.append(gan.critic_step(ops.convert_to_tensor(ring(batch_size, rng))))
-        gan.generator_step(batch_size)
-        line.show(critic_loss=seen[-1][0], slope=seen[-1][1])
-    losses, norms = (list(column) for column in zip(*seen, strict=True))
-    return gan, losses, norms
+    gan = WassersteinGan(batch_size, weight, seed)
+    history = kustom.Loop(gan.step).fit(steps_per_epoch=STEPS, epochs=epochs, verbose=0 if quiet else "auto")
+    return gan, history.history
 
 
 def main(
-    steps: Annotated[int, typer.Option(min=1, help="Of the generator; the critic makes three for each.")] = 120,
+    epochs: Annotated[int, typer.Option(min=1, help="Of twenty steps of the generator; the critic makes three for each.")] = 50,
     batch_size: Annotated[int, typer.Option(min=1, help="Points a step.")] = 128,
     weight: Annotated[float, typer.Option(min=0, help="Of the penalty.")] = 10.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights, the noise and the points.")] = 0,
@@ -143,9 +143,10 @@ def main(
     except OSError as error:
         print(f"error: no run folder: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
-    gan, losses, norms = train(steps, batch_size, weight, seed, quiet)
-    draw(folder / "critic.png", gan, ring(400, np.random.default_rng(seed + 1)), norms)
+    gan, history = train(epochs, batch_size, weight, seed, quiet)
+    draw(folder / "critic.png", gan, history["slope"])
     if not quiet:
+        losses, norms = history["critic_loss"], history["slope"]
         print(f"critic's loss {losses[0]:.3f} -> {losses[-1]:.3f}; norm of its slope {norms[0]:.3f} -> {norms[-1]:.3f}")
         print(f"run folder: {folder}")
 

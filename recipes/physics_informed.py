@@ -1,13 +1,13 @@
 """A physics-informed network: it learns the solution of a differential equation from the equation alone.
 
     python recipes/physics_informed.py
-    python recipes/physics_informed.py --damping 0.1 --steps 400
+    python recipes/physics_informed.py --damping 0.1 --epochs 80
 
 A damped oscillator, u'' + 2 d u' + u = 0, let go at u(0) = 1 from rest, u'(0) = 0. There are no data: the loss is the mean
 square of what is left of the equation, at times spread over [0, 8]. So the loss holds the first and second derivative of
 the network by its input, and the weights learn by a derivative of these. The inner two are `kustom.grad`, one in the other,
-with what was computed on the way handed out beside; the outer one is `kustom.value_and_grad`. The start is built into the
-formula: u(t) = 1 + (1 - exp(-t))² N(t).
+with what was computed on the way handed out beside; the outer one is `kustom.value_and_grad`. All of it is one step, which
+`kustom.Loop` compiles. The start is built into the formula: u(t) = 1 + (1 - exp(-t))² N(t).
 
 The run folder gets `solution.png`: the network and the exact solution, and how the loss fell.
 
@@ -34,9 +34,9 @@ import typer
 from keras import ops
 from matplotlib.figure import Figure
 from run_folder import new_folder, whole
-from status_line import Steps
 
 TIMES = np.linspace(0, 8, 64, dtype="float32")[:, None]
+STEPS = 20  # an epoch
 
 
 def exact(t: np.ndarray, damping: float) -> np.ndarray:
@@ -79,21 +79,28 @@ class Oscillator:
         return float(np.max(np.abs(self.found() - exact(TIMES, self.damping))))
 
 
-def train(damping: float, steps: int, seed: int, quiet: bool) -> tuple[Oscillator, list[float]]:
-    """Lower the loss; return the network and the losses."""
+def train(damping: float, epochs: int, seed: int, quiet: bool) -> tuple[Oscillator, list[float]]:
+    """Lower the loss; return the network and the mean loss of each epoch."""
     keras.utils.set_random_seed(seed)
     oscillator = Oscillator(damping)
-    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-2, steps))
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-2, epochs * STEPS))
     weights = oscillator.network.trainable_variables
     loss_and_gradients = kustom.value_and_grad(oscillator.loss, variables=weights)
-    times = ops.convert_to_tensor(TIMES)
-    losses = []
-    for _ in (line := Steps(steps, quiet=quiet)):
+
+    def step(times: Any) -> Any:
         loss, gradients = loss_and_gradients(times)
         optimizer.apply(gradients, weights)
-        losses.append(ops.convert_to_numpy(loss).item())
-        line.show(loss=losses[-1])
-    return oscillator, losses
+        return loss
+
+    history = kustom.Loop(step).fit(
+        TIMES,
+        batch_size=len(TIMES),
+        steps_per_epoch=STEPS,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0 if quiet else "auto",
+    )
+    return oscillator, history.history["loss"]
 
 
 def draw(path: Path, oscillator: Oscillator, losses: list[float]) -> None:
@@ -106,14 +113,14 @@ def draw(path: Path, oscillator: Oscillator, losses: list[float]) -> None:
     left.legend(frameon=False)
     right.semilogy(range(1, len(losses) + 1), losses, color="#1f5a96")
     right.set_title("mean square of what is left of the equation")
-    right.set_xlabel("step")
+    right.set_xlabel(f"epoch, of {STEPS} steps")
     with whole(path) as partial:
         figure.savefig(partial)
 
 
 def main(
     damping: Annotated[float, typer.Option(min=0, max=0.9, help="d: at 0 it swings for ever, at 1 it would no more.")] = 0.25,
-    steps: Annotated[int, typer.Option(min=1, help="Of the training.")] = 150,
+    epochs: Annotated[int, typer.Option(min=1, help="Of twenty steps each.")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights.")] = 0,
     out: Annotated[Path | None, typer.Option(help="The run folder, new or empty. Default: runs/<name>-<time>.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
@@ -124,7 +131,7 @@ def main(
     except OSError as error:
         print(f"error: no run folder: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
-    oscillator, losses = train(damping, steps, seed, quiet)
+    oscillator, losses = train(damping, epochs, seed, quiet)
     draw(folder / "solution.png", oscillator, losses)
     if not quiet:
         print(f"largest distance from the exact solution: {oscillator.error():.4f}, of an amplitude of 1")

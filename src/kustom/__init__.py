@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from kustom.gradients.transforms import value_and_grad as value_and_grad
     from kustom.training.function import function as function
     from kustom.training.loop import Loop as Loop
+    from kustom.training.model import Model as Model
+    from kustom.training.supervised import Supervised as Supervised
 
 _HOMES = {
     "loss": "kustom.defining.decorators",
@@ -66,6 +68,8 @@ _HOMES = {
     "check_gradient": "kustom.gradients.numerical",
     "function": "kustom.training.function",
     "Loop": "kustom.training.loop",
+    "Supervised": "kustom.training.supervised",
+    "Model": "kustom.training.model",
 }
 _MODULES = ("errors", "textbook", "typing")
 

@@ -33,10 +33,12 @@ __all__ = [
     "GradientError",
     "GradientWarning",
     "KustomError",
+    "LossScaleError",
     "MetricWarning",
     "MissingSettingError",
     "NameClashError",
     "NonFiniteError",
+    "OptimizerError",
     "ReservedNameError",
     "RetraceWarning",
     "ReturnError",
@@ -245,6 +247,28 @@ class GradientWarning(KustomError, UserWarning):
     Wrong: `tape.gradient(loss_fn(y, y_pred), variables)` where the loss function gives a value a sample: it is the
     gradient of their sum, and with a batch of 32 it is 32 times that of their mean.
     Right: `tape.gradient(ops.mean(loss_fn(y, y_pred)), variables)`.
+    """
+
+
+class LossScaleError(KustomError, ValueError):
+    """An optimizer that scales the loss is applied to gradients of a loss that it has not scaled.
+
+    It divides the gradients by the scale, so the update would be too small by it: 32,768 times, say.
+
+    Wrong: `tape.gradient(loss, variables)` for a `keras.optimizers.LossScaleOptimizer`.
+    Right: `tape.gradient(optimizer.scale_loss(loss), variables)`, `scale_loss` called inside the tape's block.
+    """
+
+
+class OptimizerError(KustomError, ValueError):
+    """An optimizer is applied to variables that it was not built for, or a `MultiOptimizer` to some of its own.
+
+    Wrong, since the first call builds it for the generator's variables alone::
+
+        optimizer.apply(gradients, generator.trainable_variables)
+        optimizer.apply(other_gradients, critic.trainable_variables)
+
+    Right: an optimizer for each; or `optimizer.build(generator.trainable_variables + critic.trainable_variables)` before.
     """
 
 

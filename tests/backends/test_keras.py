@@ -60,6 +60,9 @@ def test_what_a_layer_is_made_of():
     assert private.sublayers(outer) == [layer]
     assert private.descendants(outer) == [layer, inner]
     assert private.metrics_of(outer) == [outer.mean]
+    layer.build((None, 1))
+    assert private.functional_of(layer).layers[-1] is inner
+    assert private.functional_of(keras.Model()) is None
 
     class State:
         state = keras.Variable(1.0)
@@ -90,3 +93,40 @@ def test_values_in_a_stateless_scope():
     with keras.StatelessScope():
         variable.assign(2.0)
         assert private.is_assigned(variable)
+
+
+def test_a_value_is_put_and_read_past_every_scope():
+    variable = keras.Variable(1.0)
+    with keras.StatelessScope([(variable, keras.ops.convert_to_tensor(5.0))]):
+        assert float(keras.ops.stop_gradient(private.own_value(variable))) == 1.0
+    private.put(variable, keras.ops.convert_to_tensor(2.0))
+    assert float(keras.ops.convert_to_numpy(variable)) == 2.0
+
+
+def test_what_was_touched_is_undone():
+    assigned, read, other = keras.Variable(1.0), keras.Variable(2.0), keras.Variable(3.0)
+
+    def step():
+        assigned.assign(10.0)
+        read.assign(read + 10.0)
+        late = keras.Variable(0.0)
+        late.assign(1.0)
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError), private.undone():
+        step()
+    assert [float(keras.ops.convert_to_numpy(v)) for v in (assigned, read, other)] == [1.0, 2.0, 3.0]
+    with private.undone() as touched:
+        assigned.assign(4.0)
+    assert list(touched) == [id(assigned)]
+    assert float(keras.ops.convert_to_numpy(assigned)) == 4.0
+
+
+def test_a_variable_made_of_a_value_in_a_stateless_scope_gets_it_afterwards():
+    with private.values_wait(), keras.StatelessScope():
+        values: list[Any] = [1.5, 3, [True, False]]
+        made = [*(keras.Variable(v, trainable=False) for v in values), keras.Variable("ones", shape=(2,))]
+    assert [v.dtype for v in made] == ["float32", "int32", "bool", "float32"]
+    assert [keras.ops.convert_to_numpy(v).tolist() for v in made] == [1.5, 3, [True, False], [1.0, 1.0]]
+    with pytest.raises(ValueError, match="stateless scope"), keras.StatelessScope():
+        keras.Variable(1.5)

@@ -11,7 +11,7 @@ import pytest
 from keras import ops
 
 import kustom
-from kustom.errors import CallbackError
+from kustom import errors
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(44, 3)).astype("float32")
@@ -179,14 +179,14 @@ def test_a_callback_that_needs_a_model_refuses_without_one(tmp_path):
         optimizer.apply(tape.gradient(loss, variables), variables)
 
     checkpoint = keras.callbacks.ModelCheckpoint(str(tmp_path / "m.weights.h5"), save_weights_only=True)
-    with pytest.raises(CallbackError, match=r"Loop\(step, model=model\)"):
+    with pytest.raises(errors.CallbackError, match=r"Loop\(step, model=model\)"):
         kustom.Loop(step).fit(X, callbacks=[checkpoint], verbose=0)
 
     class Own(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             self.model.get_weights()
 
-    with pytest.raises(CallbackError, match="get_weights"):
+    with pytest.raises(errors.CallbackError, match="get_weights"):
         kustom.Loop(step).fit(X, callbacks=[Own()], verbose=0)
     kustom.Loop(step, model=first).fit(X, callbacks=[checkpoint, Own()], verbose=0)
     assert (tmp_path / "m.weights.h5").exists()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -426,3 +429,35 @@ def test_a_list_of_tuples_is_a_list_of_batches_and_any_other_is_several_inputs()
 def test_training_s_batch_size_does_not_trouble_validation_batches():
     source = open_source([(np.ones(3),)], batch_size=32, what="validation")
     assert len(batches(source)) == 1
+
+
+LARGER_THAN_MEMORY = """
+import resource, sys
+import numpy as np
+from kustom.training.data import open_source
+
+resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
+x = np.lib.format.open_memmap(sys.argv[1], mode="r")
+assert x.nbytes > 2 << 30
+try:
+    np.array(x)
+except MemoryError:
+    source = open_source(x, np.arange(len(x)), batch_size=256, seed=0)
+    for epoch in range(2):
+        source.begin(epoch)
+        rows = 0
+        while block := source.take(100):
+            rows += block.batches * block.size
+        assert rows == len(x)
+    print("each row twice")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
+def test_a_file_of_two_gigabytes_is_read_in_one(tmp_path):
+    # Nothing but its length is on the disk.
+    np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype="float32", shape=(600_000, 900)).flush()
+    call = [sys.executable, "-c", LARGER_THAN_MEMORY, str(tmp_path / "x.npy")]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.stdout == "each row twice\n", done.stderr

@@ -359,7 +359,7 @@ def test_variables_made_of_values_and_initializers():
         if not made:
             made["number"] = keras.Variable(2.0)
             made["array"] = keras.Variable(np.arange(3, dtype="float32"), trainable=False)
-            made["whole"] = keras.Variable([1, 2, 3], dtype="int32")
+            made["whole"] = keras.Variable([1, 2, 3], dtype="int32", trainable=False)
             made["zeros"] = keras.Variable("zeros", shape=(3,))
             made["seeds"] = keras.random.SeedGenerator(3)
             made["mean"] = keras.metrics.Mean()

@@ -8,14 +8,7 @@ import pytest
 from keras import ops
 
 import kustom
-from kustom.errors import (
-    EagerWarning,
-    ExecutionError,
-    MetricWarning,
-    NonFiniteError,
-    SettingError,
-    StepError,
-)
+from kustom import errors
 
 WAYS = ["auto", "loop", "step", "eager"]
 rng = np.random.default_rng(0)
@@ -129,7 +122,7 @@ def test_a_metric_that_nobody_listed_is_found(way):
         forgotten(x + 1.0)
 
     forgotten.update_state(1000.0)
-    with pytest.warns(MetricWarning, match="'forgotten'"):
+    with pytest.warns(errors.MetricWarning, match="'forgotten'"):
         history = kustom.Loop(step, metrics=[listed]).fit(X, epochs=2, batch_size=16, execution=way, verbose=0)
     assert history.history["forgotten"] == [pytest.approx(X.mean() + 1, abs=1e-5)] * 2
 
@@ -229,7 +222,7 @@ def test_a_branch_on_a_value_runs_eagerly_and_says_where():
         if ops.sum(x) > 0:
             count.assign_add(1.0)
 
-    with pytest.warns(EagerWarning, match=r"test_loop\.py:\d+"):
+    with pytest.warns(errors.EagerWarning, match=r"test_loop\.py:\d+"):
         kustom.Loop(step).fit(np.ones((64, 1), "float32"), batch_size=32, epochs=2, verbose=0)
     assert number(count) == 4.0
 
@@ -251,7 +244,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_last_good_state(way):
     weight, mean, step = diverging()
     data = np.ones((20, 1), "float32")
     data[13] = 0.0
-    with pytest.raises(NonFiniteError, match="step 6") as caught:
+    with pytest.raises(errors.NonFiniteError, match="step 6") as caught:
         kustom.Loop(step, metrics=[mean]).fit(data, batch_size=2, shuffle=False, execution=way, verbose=0)
     error = caught.value
     assert (error.step, error.epoch, list(error.rows)) == (6, 0, [12, 13])
@@ -356,15 +349,15 @@ def test_a_generator_is_used_up_and_what_is_left_is_kept():
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
-        ({"execution": "fast"}, ExecutionError, "'auto', 'loop'"),
-        ({"on_nonfinite": "stop"}, SettingError, "'raise', 'skip', 'ignore'"),
-        ({"epochs": -1}, SettingError, "epochs=-1"),
-        ({"epochs": 1.5}, SettingError, "epochs=1.5"),
-        ({"validation_split": 0.5}, StepError, "eval_step"),
-        ({"validation_split": 0.5, "validation_data": (X, Y)}, SettingError, "give one"),
-        ({"y": None}, StepError, "the step takes"),
-        ({"sample_weight": np.ones(70, "float32")}, StepError, r"\(x, y, sample_weight\)"),
-        ({"callbacks": [keras.callbacks.EarlyStopping]}, kustom.errors.CallbackError, "expected keras.callbacks.Callback"),
+        ({"execution": "fast"}, errors.ExecutionError, "'auto', 'loop'"),
+        ({"on_nonfinite": "stop"}, errors.SettingError, "'raise', 'skip', 'ignore'"),
+        ({"epochs": -1}, errors.SettingError, "epochs=-1"),
+        ({"epochs": 1.5}, errors.SettingError, "epochs=1.5"),
+        ({"validation_split": 0.5}, errors.StepError, "eval_step"),
+        ({"validation_split": 0.5, "validation_data": (X, Y)}, errors.SettingError, "give one"),
+        ({"y": None}, errors.StepError, "the step takes"),
+        ({"sample_weight": np.ones(70, "float32")}, errors.StepError, r"\(x, y, sample_weight\)"),
+        ({"callbacks": [keras.callbacks.EarlyStopping]}, errors.CallbackError, "expected keras.callbacks.Callback"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_trained(arguments, error, match):
@@ -376,24 +369,29 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(arguments, erro
 
 @pytest.mark.parametrize("returned", [3, "loss", [1.0], {"loss": "text"}])
 def test_a_step_returns_scalars(returned):
-    with pytest.raises(StepError, match="returned"):
+    with pytest.raises(errors.StepError, match="returned"):
         kustom.Loop(lambda x: returned).fit(X, verbose=0)
 
 
 def test_a_step_returns_no_loss_for_each_sample():
-    with pytest.raises(StepError, match=r"shape \(32, 3\)"):
+    with pytest.raises(errors.StepError, match=r"shape \(32, 3\)"):
         kustom.Loop(lambda x: {"loss": x}).fit(X[:64], verbose=0)
 
 
 def test_what_a_loop_is_made_of():
-    with pytest.raises(StepError, match="Loop"):
+    with pytest.raises(errors.StepError, match="Loop"):
         kustom.Loop(3)
-    with pytest.raises(SettingError, match=r"keras\.metrics\.Metric"):
+    with pytest.raises(errors.SettingError, match=r"keras\.metrics\.Metric"):
         kustom.Loop(lambda x: None, metrics=["mae"])
-    with pytest.raises(SettingError, match="'mean'"):
+    with pytest.raises(errors.SettingError, match="'mean'"):
         kustom.Loop(lambda x: None, metrics=[keras.metrics.Mean(name="mean"), keras.metrics.Mean(name="mean")])
-    with pytest.raises(StepError, match="eval_step"):
+    with pytest.raises(errors.StepError, match="eval_step"):
         kustom.Loop(lambda x: None).evaluate(X)
+
+
+def test_there_is_no_way_to_execute_of_another_backend():
+    with pytest.raises(errors.ExecutionError, match="loop\\+neuron"):
+        kustom.Loop(lambda x: None).fit(X, execution="loop+neuron", verbose=0)
 
 
 def test_nothing_is_done_for_no_epochs():

@@ -54,3 +54,12 @@ def in_trace() -> bool:
 def double_precision() -> contextlib.AbstractContextManager[Any]:
     """A scope in which float64 is float64: JAX has a switch for it."""
     return jax.enable_x64(True)
+
+
+def execution(jit_compile: bool) -> str:
+    """The execution that Keras's `jit_compile` stands for."""
+    return "auto" if jit_compile else "eager"
+
+
+def set_mode(model: Any, *, training: bool) -> None:
+    """Tell the modules of a model whether it is trained; nothing is to be done here."""

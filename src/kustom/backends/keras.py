@@ -23,30 +23,44 @@ from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.variables import is_float_dtype, standardize_dtype
 from keras.src.losses.loss import reduce_weighted_values
+from keras.src.models.functional import Functional
+from keras.src.models.model import functional_init_arguments as are_functional
 from keras.src.random import seed_generator
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 from keras.src.saving import object_registration, saving_lib
 from keras.src.saving.keras_saveable import KerasSaveable
+from keras.src.trainers.compile_utils import CompileLoss, CompileMetrics
 from keras.src.utils.naming import to_snake_case
 from keras.src.utils.python_utils import default as mark_default
 from keras.src.utils.python_utils import is_default
 
 __all__ = [
+    "MULTI",
     "RESERVED",
     "ROOTS",
+    "CompileLoss",
+    "CompileMetrics",
     "Exchange",
+    "Functional",
+    "Terms",
     "add_state",
+    "are_functional",
     "assignments_refused",
+    "averaged",
     "backend_module",
     "builds_at_once",
     "compute_output_spec",
+    "count_of",
     "descendants",
     "everyones_seed",
+    "forward",
     "functional_of",
     "get_keras_mask",
+    "has_strategy",
     "has_value",
     "in_call",
     "in_layer_call",
+    "in_order",
     "is_assigned",
     "is_default",
     "is_float_dtype",
@@ -54,21 +68,26 @@ __all__ = [
     "is_internal",
     "is_known_function",
     "is_library",
+    "is_multi",
     "is_of_library",
     "listen",
+    "loss_tracker",
     "makes",
     "mark_default",
     "may_be_written",
     "metrics_of",
     "name_nested",
+    "need_compiled",
     "open_scope",
     "own_value",
+    "parts_of",
     "put",
     "reads",
     "reduce_weighted_values",
     "register",
     "registered",
     "registered_names",
+    "results",
     "seed_of_all",
     "set_keras_mask",
     "set_seed_of_all",
@@ -76,12 +95,16 @@ __all__ = [
     "standardize_dtype",
     "stored",
     "sublayers",
+    "takes_training",
     "to_snake_case",
     "told",
+    "total_loss",
     "track",
     "tracked",
+    "trained_by",
     "undone",
     "uninitialized",
+    "unknown_to",
     "unlisten",
     "values_wait",
     "wide_floats",
@@ -190,6 +213,72 @@ def functional_of(model: keras.Model) -> Any:
 def metrics_of(layer: keras.layers.Layer) -> list[Any]:
     """The metrics that `layer` tracks itself, without those of its sublayers."""
     return layer._metrics
+
+
+def takes_training(layer: keras.layers.Layer) -> bool:
+    """Whether the `call` of `layer` has an argument `training`."""
+    return layer._call_has_training_arg
+
+
+def trained_by(optimizer: Any) -> list[keras.Variable]:
+    """The variables that `optimizer` was built for, in the order of its building."""
+    return list(getattr(optimizer, "inner_optimizer", optimizer)._trainable_variables)
+
+
+def unknown_to(optimizer: Any, variables: Any) -> list[keras.Variable]:
+    """Those of the variables that `optimizer`, which is built, was not built for."""
+    known = getattr(optimizer, "inner_optimizer", optimizer)
+    return [variable for variable in variables if known._var_key(variable) not in known._trainable_variables_indices]
+
+
+# `MultiOptimizer`, which Keras 3.14 has not.
+MULTI: tuple[type, ...] = tuple(filter(None, [getattr(keras.optimizers, "MultiOptimizer", None)]))
+
+
+def is_multi(optimizer: Any) -> bool:
+    """Whether an optimizer hands each variable to one of several."""
+    return isinstance(getattr(optimizer, "inner_optimizer", optimizer), MULTI)
+
+
+def parts_of(optimizer: Any) -> list[Any]:
+    """The optimizers that take the steps: those inside of one that scales the loss, or that hands on to several."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    return [*inner.optimizers] if is_multi(inner) else [inner]
+
+
+def averaged(optimizer: Any) -> list[keras.Variable]:
+    """The variables of which `optimizer` keeps an average, which becomes their value now and then, or at the end."""
+    return [v for part in parts_of(optimizer) if part.built and part.use_ema for v in trained_by(part)]
+
+
+def count_of(optimizer: Any) -> int:
+    """How often `apply` of `optimizer` has been called."""
+    return int(keras.ops.convert_to_numpy(optimizer._iterations))
+
+
+class Terms(CompileLoss):
+    """Keras's loss of all outputs, which can be had term by term, too."""
+
+    def build(self, y_true: Any, y_pred: Any) -> None:
+        """Build it, and stand in front of each loss."""
+        super().build(y_true, y_pred)
+        self._flat_losses = [each._replace(loss=functools.partial(self._told, each[1], each[2])) for each in self._flat_losses]
+
+    def _told(self, loss: Any, weight: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> Any:
+        value = loss(y_true, y_pred, sample_weight)
+        weighted = keras.ops.cast(value, self.dtype)
+        self._terms.append((loss, weighted if weight is None else weighted * weight, y_pred, sample_weight))
+        return value
+
+    def terms(self, y_true: Any, y_pred: Any, sample_weight: Any) -> list[tuple[Any, Any, Any, Any]]:
+        """For each loss: itself, its value times its weight, and the predictions and weights that it was given."""
+        self._terms: list[Any] = []
+        try:
+            self(y_true, y_pred, sample_weight)
+            return self._terms
+        finally:
+            # No tracer is to stay.
+            self._terms = []
 
 
 def add_state(layer: keras.layers.Layer, state: Any) -> None:
@@ -751,3 +840,81 @@ def everyones_seed() -> Iterator[None]:
     """
     with _seeding:
         yield
+
+
+def forward(model: Any, x: Any, *, training: bool) -> Any:
+    """Call a model as its trainer does."""
+    return model(x, training=training) if model._call_has_training_arg else model(x)
+
+
+def total_loss(model: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, *, training: bool) -> Any:
+    """The compiled loss of a model and its added losses, or what its `compute_loss` makes of them."""
+    return model._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
+
+
+def loss_tracker(model: Any) -> Any:
+    """The metric "loss" of a compiled model."""
+    return model._loss_tracker
+
+
+def need_compiled(model: Any, method: str) -> None:
+    """Refuse a model that is not compiled, as Keras does."""
+    model._assert_compile_called(method)
+
+
+def in_order(model: Any, values: dict[str, Any]) -> Any:
+    """Values of metrics as a list in the order that Keras gives them, a single one by itself."""
+    return model._flatten_metrics_in_order(values)
+
+
+def has_strategy(model: Any) -> bool:
+    """Whether a model was made under a `tf.distribute` strategy."""
+    return getattr(model, "_distribute_strategy", None) is not None
+
+
+def parts_of(model: Any) -> dict[str, Any]:
+    """The variables and objects of Keras that stand in a model's attributes, what it was compiled with among them."""
+    kinds = (KerasSaveable, keras.losses.Loss, keras.Variable)
+    return {name: value for name, value in vars(model).items() if isinstance(value, kinds)}
+
+
+class _Results(threading.local):
+    def __init__(self) -> None:
+        self.all: list[dict[int, Any]] = []
+
+
+_results = _Results()
+
+
+@contextlib.contextmanager
+def results(kinds: Iterable[type]) -> Iterator[dict[int, Any]]:
+    """What metrics of these classes give as their results inside, in this thread.
+
+    Gives, from the id of each tensor: the metric and which of its results it is (None where it has but one), and the tensor.
+    """
+    noted: dict[int, Any] = {}
+    _results.all.append(noted)
+    try:
+        with contextlib.ExitStack() as stack:
+            for kind in kinds:
+                stack.enter_context(_results_of(kind))
+            yield noted
+    finally:
+        _results.all.pop()
+
+
+@functools.lru_cache(maxsize=256)
+def _results_of(kind: type) -> Exchange:
+    return Exchange(kind, "result", _noted_result)
+
+
+def _noted_result(plain: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    @functools.wraps(plain)
+    def result(self: Any) -> Any:
+        given = plain(self)
+        for noted in _results.all:
+            for key, value in given.items() if isinstance(given, dict) else [(None, given)]:
+                noted.setdefault(id(value), ((self, key), value))
+        return given
+
+    return result

@@ -70,3 +70,12 @@ def double_precision() -> Iterator[None]:
         yield
     finally:
         keras.config.set_floatx(before)
+
+
+def execution(jit_compile: bool) -> str:
+    """The execution that Keras's `jit_compile` stands for."""
+    return "auto+xla" if jit_compile else "auto+graph"
+
+
+def set_mode(model: Any, *, training: bool) -> None:
+    """Tell the modules of a model whether it is trained; nothing is to be done here."""

@@ -56,3 +56,13 @@ def in_trace() -> bool:
 def double_precision() -> contextlib.AbstractContextManager[Any]:
     """A scope in which float64 is float64: always, here."""
     return contextlib.nullcontext()
+
+
+def execution(jit_compile: bool) -> str:
+    """The execution that Keras's `jit_compile` stands for."""
+    return "auto+inductor" if jit_compile else "auto"
+
+
+def set_mode(model: Any, *, training: bool) -> None:
+    """Tell the modules of a model whether it is trained: those of torch itself are told by no argument."""
+    model.train(training)

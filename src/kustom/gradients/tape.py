@@ -19,6 +19,7 @@ from keras import ops
 from kustom.backends import current
 from kustom.backends import keras as private
 from kustom.errors import GradientError, GradientWarning, TapeError, hide_frames
+from kustom.gradients.applying import gradients_of
 
 __all__ = ["GradientTape", "is_recorded"]
 
@@ -189,7 +190,9 @@ class GradientTape:
             _warn_of_sums(targets, flat)
         self._use()
         pairs = [(t, s) for t, s in zip(targets, seeds, strict=True) if self._is_differentiable(t)]
-        found = self._recording.gradient([t for t, _ in pairs], flat, [s for _, s in pairs], recorded=is_recorded())
+        found: list[Any] = []
+        with gradients_of(found, weighed=any(seed is not None for seed in seeds)):
+            found += self._recording.gradient([t for t, _ in pairs], flat, [s for _, s in pairs], recorded=is_recorded())
         self._release()
         return _packed(sources, [_zeros(x) if g is None and zero else g for g, x in zip(found, flat, strict=True)])
 

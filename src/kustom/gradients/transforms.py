@@ -370,8 +370,7 @@ def _derivatives(call: Any, inputs: list[Any], variables: list[keras.Variable]) 
     sources = [*inputs, *variables]
 
     def gradient(seeds: list[Any]) -> list[Any]:
-        weights = [ops.ones_like(t) if s is None else s for t, s in zip(targets, seeds, strict=True)]
-        return tape.gradient(targets, sources, output_gradients=weights)
+        return tape.gradient(targets, sources, output_gradients=seeds)
 
     return _Derivatives(targets, aux, sources, gradient, lambda index: tape.jacobian(targets[index], sources))
 

@@ -15,6 +15,7 @@ from kustom.textbook.small import (
     my_positive_weights,
     my_softplus,
 )
+from kustom.textbook.training import print_status_bar, random_batch
 
 __all__ = [
     "HuberLoss",
@@ -34,4 +35,6 @@ __all__ = [
     "my_positive_weights",
     "my_softplus",
     "precision",
+    "print_status_bar",
+    "random_batch",
 ]

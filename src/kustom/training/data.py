@@ -29,7 +29,8 @@ from kustom.training.streams import Passes
 
 __all__ = ["Block", "Source", "gives_batches", "open_source", "split_validation"]
 
-CHUNK_BYTES = 32 << 20
+# Half a dozen chunks of it are about at once, and larger ones leave holes in the heap.
+CHUNK_BYTES = 16 << 20
 CHUNK_BATCHES = 1024
 
 What = Literal["fit", "evaluate", "validation"]

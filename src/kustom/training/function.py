@@ -25,6 +25,7 @@ from kustom.backends.lifting.branches.many import one_value_each
 from kustom.backends.lifting.eager import Eager
 from kustom.backends.lifting.state import BranchOnValue
 from kustom.errors import EagerWarning, FunctionError, RetraceWarning, TracerWarning, hide_frames, warn
+from kustom.gradients.applying import Passed, applying, unseen
 from kustom.gradients.tape import is_recorded
 from kustom.training.tracers import tracers_put_back
 from kustom.training.watching import Guards, Reached, plain_values
@@ -158,6 +159,7 @@ class Compiled(Generic[P, R]):
         entry = self.entry(call)
         # It may be called by a step that runs as plain Python, and fails later.
         private.may_be_written(entry.program.written)
+        unseen()
         return entry.result.unpack(entry.program.run(entry.tensors(call)))
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
@@ -193,10 +195,12 @@ class Compiled(Generic[P, R]):
             )
         form, result = call.form, _Result()
         call_f: Callable[..., Any] = self._f
+        passed = Passed()
 
         def flat(leaves: list[Any]) -> list[Any]:
             args, kwargs = form.rebuilt(leaves)
-            return result.pack(call_f(*args, **kwargs))
+            with applying(passed):
+                return result.pack(call_f(*args, **kwargs))
 
         if self.run_eagerly:
             return Entry(Eager(flat), result, Guards((), {}, ()), reached=Reached(*self._about, *form.objects))

@@ -84,6 +84,9 @@ class Loop:
         self._phases: dict[Any, _Phase] = {}
         self.history: History | None = None
 
+    # How many batches go by between two calls of hooks by batch.
+    _group = 1
+
     def __repr__(self) -> str:
         return f"<kustom.Loop of {getattr(self._step, '__qualname__', type(self._step).__name__)}>"
 
@@ -253,6 +256,8 @@ class _Phase:
         small = eager or not lifting.TRACES_CHEAPLY
         self._reset = Compiled(self._reset_all, (), small, lifting.LIGHT, quiet=True)
         self._results = Compiled(self._result_all, (), small, lifting.LIGHT, quiet=True)
+        end = getattr(step, "epoch_end", None)
+        self.epoch_end = None if end is None else Compiled(end, (), eager, compiler, quiet=True)
 
     def _scalars(self, *batch: Any) -> dict[str, Any]:
         returned = self._plain(*batch)
@@ -439,7 +444,7 @@ class _Fit:
             for epoch in self._epochs:
                 self._source.begin(epoch)
                 # The first is the one to compile for.
-                block = self._pass.take(1) if hooks is None else self._take(hooks.by_batch("train"))
+                block = self._pass.take(self._loop._group) if hooks is None else self._take(hooks.by_batch("train"))
                 if block is None:
                     break
                 if hooks is None:
@@ -488,6 +493,8 @@ class _Fit:
                 hooks.call("on_train_batch_end", block.start + block.batches - 1, now.values())
             line.update(now.steps, now.values() if line.wants() else None)
             block = None if hooks.stop else self._take(by_batch)
+        if now.phase.epoch_end is not None:
+            now.phase.epoch_end()
         values = now.values()
         if self.validate is not None and self.validate.is_due(epoch):
             values |= {f"val_{name}": value for name, value in self.validate.run(hooks).items()}
@@ -496,7 +503,7 @@ class _Fit:
         hooks.call("on_epoch_end", epoch, values)
 
     def _take(self, by_batch: bool) -> Block | None:
-        return self._pass.take(1 if by_batch else self._pass.runner.most)
+        return self._pass.take(self._loop._group if by_batch else max(self._loop._group, self._pass.runner.most))
 
     def _left(self, epoch: int, block: Block) -> int | None:
         batches = self._source.batches
@@ -551,7 +558,7 @@ def _evaluated(loop: Loop, source: Source, way: str, compiler: str | None, callb
     runner = Runner(phase.compiled, phase.pace, source, way=way, protect=False, on_nonfinite="ignore", is_finite=lambda sums: True)
     now = _Pass(phase, source, runner)
     source.begin(0)
-    block = now.take(1)
+    block = now.take(loop._group)
     if block is None:
         return {}
     phase.fits(source.unflatten(list(range(_leaves(block, source)))))
@@ -574,7 +581,7 @@ def _evaluated(loop: Loop, source: Source, way: str, compiler: str | None, callb
             if by_batch:
                 hooks.call("on_test_batch_end", block.start + block.batches - 1, now.values())
             line.update(now.steps, now.values() if line.wants() else None)
-            block = now.take(1 if by_batch else runner.most)
+            block = now.take(loop._group if by_batch else max(loop._group, runner.most))
         values = now.values()
         line.end_epoch(values)
         hooks.call("on_test_end", values)

@@ -15,7 +15,7 @@ import numpy as np
 
 from kustom.errors import DataError
 from kustom.training.ahead import Ahead, Chunk
-from kustom.training.leaves import cast, class_weights, final_dtype
+from kustom.training.leaves import cast, class_weights, final_dtype, is_mapped
 from kustom.training.source import Block, Source
 
 __all__ = ["Chunked", "Order", "Resident", "Shuffle", "Weights", "weigh", "weighted"]
@@ -165,28 +165,29 @@ class Chunked(_Arrays):
     def _read(self, rows: np.ndarray, capacity: int) -> list[np.ndarray]:
         count, size = rows.shape
         flat = rows.reshape(-1)
-        # In the order of the file, so that the disk reads ahead of us.
-        order = np.argsort(flat) if self._order.shuffle else None
         read = []
         for data in self._data:
             into = np.empty((capacity, size, *data.shape[1:]), final_dtype(data.dtype))
             part = into[:count].reshape(count * size, *data.shape[1:])
-            if order is None:
-                part[...] = data[flat[0] : flat[-1] + 1]
+            if self._order.shuffle:
+                _gather(data, flat, part)
             else:
-                _scatter(data, flat, order, part)
+                part[...] = data[flat[0] : flat[-1] + 1]
             read.append(into)
         if self._weights is not None:
             weigh(read, self._weights, count, axes=2)
         return read
 
 
-def _scatter(data: np.ndarray, rows: np.ndarray, order: np.ndarray, into: np.ndarray) -> None:
-    """`into[order] = data[rows[order]]`, a few rows at a time: what is read then stays in the processor's cache."""
+def _gather(data: np.ndarray, rows: np.ndarray, into: np.ndarray) -> None:
+    """`into[:] = data[rows]`."""
+    if is_mapped(data) and into.size:
+        # One number of each row, in the order of the file, so that the disk is read forwards.
+        data[(np.sort(rows), *(0,) * (data.ndim - 1))]
+    # A few rows at a time, so that what stands between the two stays in the processor's cache.
     few = max(1, (1 << 19) // max(data[:1].nbytes, 1))
-    for at in range(0, len(order), few):
-        here = order[at : at + few]
-        into[here] = data[rows[here]]
+    for at in range(0, len(rows), few):
+        into[at : at + few] = data[rows[at : at + few]]
 
 
 def _hand(ahead: Ahead, chunks: Iterator[Chunk]) -> bool:

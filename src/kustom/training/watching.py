@@ -80,6 +80,7 @@ class Reached:
             value, name, owner = todo.pop()
             if id(value) not in self._seen and not isinstance(value, (*_PLAIN, types.ModuleType)):
                 self._seen.add(id(value))
+                # Not by +=, which asks a tuple of TensorFlow's first.
                 todo.extend(self._inside(value, name, owner))
 
     def _inside(self, value: Any, name: str, owner: Any) -> Iterable[tuple[Any, str, Any]]:
@@ -99,8 +100,11 @@ class Reached:
             attributes = vars(value).items()
             return [*_unnamed(code), *((v, n, value) for n, v in attributes if n not in _UNFOLLOWED and _leads_on(v))]
         if not _is_users(value):
-            # A compiled function stands for the user's.
-            return _unnamed([vars(value)["__wrapped__"]]) if "__wrapped__" in getattr(value, "__dict__", ()) else ()
+            # What is our own says by itself what of the user's it stands for; a compiled function does.
+            if isinstance(value, type):
+                return ()
+            wrapped = [w] if (w := getattr(value, "__dict__", {}).get("__wrapped__")) is not None else []
+            return _unnamed([*getattr(value, "_kustom_reaches", ()), *wrapped])
         self.others.append(value)
         return [*((v, n, value) for n, v in vars(value).items()), *_unnamed(_code(value))]
 

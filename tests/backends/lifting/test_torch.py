@@ -16,6 +16,7 @@ import pytest
 from keras import ops
 
 import kustom
+from kustom import errors
 from kustom.backends.lifting.state import BranchOnValue
 
 if keras.backend.backend() != "torch":
@@ -266,6 +267,21 @@ def test_a_value_that_python_asks_for_is_refused_and_the_line_named(name):
     assert torch.equal(torch.get_rng_state(), chance)
 
 
+def test_a_tensor_that_python_carries_is_refused_and_one_that_it_holds_is_read_afresh():
+    held = {"previous": torch.ones(2), "same": torch.ones(2)}
+
+    def carries(tensors):
+        out = held["previous"] * tensors[0]
+        held["previous"] = out.detach() + 1
+        return [ops.sum(out)]
+
+    with pytest.raises(BranchOnValue, match="keeps from one step to the next"):
+        Program(carries, [torch.ones(2)])
+    program = Program(lambda t: [ops.sum(held["same"] * t[0])], [torch.ones(2)])
+    held["same"].mul_(3)
+    assert float(program.run([torch.ones(2)])[0]) == 6
+
+
 def test_what_is_always_the_same_may_be_asked():
     def f(tensors):
         one = ops.ones((3,))
@@ -455,7 +471,19 @@ def test_other_layers(layer):
     x = keras.layers.GlobalAveragePooling1D()(x)
     model = keras.Model(tokens, keras.layers.Dense(1)(x))
     batch = [torch.randint(0, 11, (64, 5)), torch.randn(64, 1)]
-    as_eager(training(model, keras.optimizers.Adam(0.01)), batch)
+    program = as_eager(training(model, keras.optimizers.Adam(0.01)), batch)
+    assert program.heavy == (layer in ("LSTM", "GRU", "SimpleRNN"))
+
+
+def test_tensors_of_another_kind_are_refused():
+    program = Program(lambda t: [ops.sum(t[0]) / t[0].shape[0]], [torch.ones(2, 3)])
+    for other in (torch.ones(3, 3), torch.ones(2, 3, dtype=torch.float64)):
+        with pytest.raises(ValueError, match="this program is for tensors of"):
+            program.run([other])
+        with pytest.raises(ValueError, match="this program is for tensors of"):
+            program.loop([other[None]], None, 0, 1)
+    with pytest.raises(ValueError, match="this program is for tensors of"):
+        program.loop([torch.ones(5, 3)], torch.zeros(1, 3, dtype=torch.int64), 0, 1)
 
 
 def test_between_two_calls_the_variables_are_the_truth():
@@ -495,7 +523,7 @@ def test_two_variables_in_one_memory():
 
 
 def test_variables_made_at_each_call_are_refused():
-    with pytest.raises(ValueError, match="makes variables at each call"):
+    with pytest.raises(errors.BranchError, match="makes new variables at each call"):
         Program(lambda t: [ops.sum(keras.Variable([1.0]) * t[0])], [torch.zeros(1)])
 
 
@@ -567,9 +595,13 @@ def test_ctrl_c_waits_until_the_step_is_whole(calls, monkeypatch):
     main = threading.get_ident()
     timer = threading.Timer(0.05, lambda: signal.pthread_kill(main, signal.SIGINT))
     timer.start()
-    with pytest.raises(KeyboardInterrupt):
+
+    def train():
         for _ in range(2000):
             program.loop([torch.zeros(50)], None, 0, 50)
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
     timer.join()
     made = {int(count) for count in counts}
     assert len(made) == 1

@@ -82,9 +82,6 @@ class Program:
         self.variables = list(known.values())
         self.written = [v for v in self.variables if id(v) in scope.written]
         self._read = [v for v in self.variables if id(v) not in scope.written]
-        for variable in self.written:
-            _forget_with(variable)
-        self._keys = [id(variable) for variable in self.written]
         names = _primitives(closed.jaxpr)
         self.heavy = bool(names & _HEAVY) and jax.default_backend() == "cpu"
         self.can_raise = bool(names & _CALLBACKS)
@@ -179,7 +176,8 @@ class Program:
                 jax.block_until_ready(values)
             for variable, value in zip(self.written, values, strict=True):
                 private.put(variable, value)
-            _given.update(zip(self._keys, values, strict=True))
+                # Without a callback, in which a Ctrl-C would be lost.
+                vars(variable)[_GIVEN] = weakref.ref(value)
         return outs
 
     def _donated(self) -> list[Any]:
@@ -187,8 +185,9 @@ class Program:
         values = [_own_value(v) for v in self.written]
         if self.can_raise:
             return values
-        for i, key in enumerate(self._keys):
-            if _given[key] is not values[i] or sys.getrefcount(values[i]) > _HOLDERS:
+        for i, variable in enumerate(self.written):
+            given = vars(variable).get(_GIVEN)
+            if given is None or given() is not values[i] or sys.getrefcount(values[i]) > _HOLDERS:
                 values[i] = jnp.copy(values[i])
         return values
 
@@ -223,14 +222,8 @@ _HEAVY = frozenset(["conv_general_dilated", "scan", "while"])
 _CALLBACKS = frozenset(["pure_callback", "io_callback", "debug_callback", "check"])
 
 
-# By a variable's id the value that a program last gave it: of no other is it known that it shares its buffer with nobody.
-_given: dict[int, Any] = {}
-
-
-def _forget_with(variable: keras.Variable) -> None:
-    if id(variable) not in _given:
-        _given[id(variable)] = None
-        weakref.finalize(variable, _given.pop, id(variable), None).atexit = False
+# Where a variable notes the value that a program gave it: of no other is it known that it shares its buffer with nobody.
+_GIVEN = "_kustom_given"
 
 
 def _count_holders() -> int:
@@ -240,8 +233,6 @@ def _count_holders() -> int:
     holder = Holder()
     holder.value = object()  # type: ignore[attr-defined]
     values = [holder.value]  # type: ignore[attr-defined]
-    given = {0: holder.value}  # type: ignore[attr-defined]
-    assert given
     return sys.getrefcount(values[0])
 
 

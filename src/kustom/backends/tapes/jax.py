@@ -28,12 +28,23 @@ import keras
 import numpy as np
 from jax import core
 from jax.extend import core as extend
+from jax.interpreters import ad, batching, mlir
 
 from kustom.backends import keras as private
 from kustom.backends.tapes.pullbacks import Call, linearize, linked
 from kustom.errors import TapeError
 
-__all__ = ["Recording", "attached", "detached", "fresh", "is_differentiable", "is_differentiated", "pulled", "refuse_unsupported"]
+__all__ = [
+    "Recording",
+    "attached",
+    "detached",
+    "fresh",
+    "is_differentiable",
+    "is_differentiated",
+    "noticed",
+    "pulled",
+    "refuse_unsupported",
+]
 
 # The minor versions of JAX whose traces have the interface that is used here.
 SUPPORTED = ((0, 10),)
@@ -80,6 +91,8 @@ class Recording:
         """Forget everything."""
         self._alive: dict[int, tuple[Any, int]] = {}
         self._operations: list[_Operation] = []
+        # By token: what is to be called where a gradient flows through.
+        self._noticed: dict[int, list[Callable[[], None]]] = {}
         # id: (the variable, the tokens of its values as they were read)
         self._variables: dict[int, tuple[Any, list[int]]] = {}
 
@@ -181,6 +194,17 @@ class Recording:
             self._operations.append(_Operation([tokens[i] for i in live], marks, outs, links, pull, again))
         return out
 
+    def notice(self, parent: Any, x: Any, note: Callable[[], None]) -> Any:
+        """Call `note` where a gradient flows through `x`; returns the same value."""
+        with extend.set_current_trace(parent):
+            out = _notice.bind(x, note=note)
+        token = None if self.paused else self._token(x)
+        if token is not None:
+            self._noticed.setdefault(token, []).append(note)
+            if out is not x:
+                self._alive[id(out)] = (weakref.ref(out), token)
+        return out
+
     def gradient(self, targets: list[Any], sources: list[Any], seeds: list[Any], *, recorded: bool) -> list[Any]:
         """The gradient of the sum of `targets`, each weighed by its seed, for each source; None where there is no way.
 
@@ -201,6 +225,8 @@ class Recording:
             cotangents = [None if token is None else gradients.get(token) for token in operation.results]
             linked = operation.linked(cotangents, wants)
             if any(linked):
+                if self._noticed:
+                    self._tell(operation, cotangents)
                 for token, gradient in zip(operation.arguments, operation.pull(cotangents, linked, recorded=recorded), strict=True):
                     _add(gradients, token, gradient)
             for token in operation.results:
@@ -211,6 +237,11 @@ class Recording:
             parts = [gradients[token] for token in each if token in gradients]
             found.append(_turned(functools.reduce(jnp.add, parts)) if parts else None)
         return found
+
+    def _tell(self, operation: _Operation, cotangents: list[Any]) -> None:
+        for token, cotangent in zip(operation.results, cotangents, strict=True):
+            for note in self._noticed.get(token, ()) if token is not None and cotangent is not None else ():
+                note()
 
     def _leading_to(self, wanted: set[int]) -> list[tuple[_Operation, tuple[bool, ...]]]:
         """The operations on a way from the wanted values, and which of their arguments are."""
@@ -330,6 +361,8 @@ class _Recorder(core.Trace):
             return call.bind(*args)
 
     def process_primitive(self, primitive: Any, args: Any, params: Any, /) -> Any:
+        if primitive is _notice and self.active:
+            return self.recording.notice(self.parent, *args, **params)
         closed = params.get("jaxpr")
         if primitive.name == "jit" and any(self.recording._token(const) is not None for const in closed.consts):
             # A compiled function that closes over something watched: JAX keeps it in the program, not among the arguments.
@@ -481,6 +514,26 @@ def attached(outputs: list[Any], inputs: list[Any], pullback: Callable[[list[Any
     # What the gradient closes over is an argument to JAX, but no way to it.
     backward.kustom_active = len(outputs) + len(given)  # type: ignore[attr-defined]
     return attach([jax.lax.stop_gradient(y) for y in outputs], given, list(closed.consts))
+
+
+def _notice_jvp(primals: Any, tangents: Any, *, note: Callable[[], None]) -> Any:
+    if not isinstance(tangents[0], ad.Zero):
+        note()
+    return _notice.bind(*primals, note=note), tangents[0]
+
+
+# The identity. Compiled it is nothing; where it is differentiated, it says so.
+_notice = extend.Primitive("kustom_notice")
+_notice.def_impl(lambda x, *, note: x)
+_notice.def_abstract_eval(lambda x, *, note: x)
+mlir.register_lowering(_notice, lambda context, x, *, note: [x])
+ad.primitive_jvps[_notice] = _notice_jvp
+batching.primitive_batchers[_notice] = lambda args, axes, *, note: (_notice.bind(*args, note=note), axes[0])
+
+
+def noticed(x: Any, note: Callable[[], None]) -> Any:
+    """`x`, which calls `note` where it is differentiated; numbers and derivatives stay as they are."""
+    return _notice.bind(x, note=note)
 
 
 def is_differentiated() -> bool:

@@ -16,7 +16,17 @@ import tensorflow as tf
 
 from kustom.backends import keras as private
 
-__all__ = ["Recording", "attached", "detached", "fresh", "is_differentiable", "is_differentiated", "pulled", "refuse_unsupported"]
+__all__ = [
+    "Recording",
+    "attached",
+    "detached",
+    "fresh",
+    "is_differentiable",
+    "is_differentiated",
+    "noticed",
+    "pulled",
+    "refuse_unsupported",
+]
 
 
 def refuse_unsupported() -> None:
@@ -199,6 +209,20 @@ def attached(outputs: list[Any], inputs: list[Any], pullback: Callable[[list[Any
         return [tf.identity(value) for value in values[:many]], gradient
 
     return list(attach(*(tf.stop_gradient(y) for y in outputs), *inputs))
+
+
+def noticed(x: Any, note: Callable[[], None]) -> Any:
+    """`x`, which calls `note` where it is differentiated; numbers and derivatives stay as they are."""
+
+    @tf.custom_gradient
+    def same(x: Any) -> Any:
+        def gradient(upstream: Any) -> Any:
+            note()
+            return upstream
+
+        return tf.identity(x), gradient
+
+    return same(x)
 
 
 def is_differentiated() -> bool:

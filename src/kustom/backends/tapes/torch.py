@@ -21,7 +21,17 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_
 from kustom.backends import keras as private
 from kustom.errors import TapeError
 
-__all__ = ["Recording", "attached", "detached", "fresh", "is_differentiable", "is_differentiated", "pulled", "refuse_unsupported"]
+__all__ = [
+    "Recording",
+    "attached",
+    "detached",
+    "fresh",
+    "is_differentiable",
+    "is_differentiated",
+    "noticed",
+    "pulled",
+    "refuse_unsupported",
+]
 
 _device = private.backend_module("core").get_device
 
@@ -494,6 +504,13 @@ class _Attach(torch.autograd.Function):
 def attached(outputs: list[Any], inputs: list[Any], pullback: Callable[[list[Any]], list[Any]]) -> list[Any]:
     """`outputs` whose gradient by `inputs` is what `pullback` makes of their gradients, and by nothing else."""
     return list(_Attach.apply(pullback, len(outputs), *(y.detach() for y in outputs), *inputs))  # type: ignore[misc]
+
+
+def noticed(x: Any, note: Callable[[], None]) -> Any:
+    """`x`, which calls `note` where it is differentiated; numbers and derivatives stay as they are."""
+    if x.requires_grad:
+        x.register_hook(lambda gradient: note())
+    return x
 
 
 def is_differentiated() -> bool:

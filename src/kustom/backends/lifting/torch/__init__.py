@@ -1,7 +1,7 @@
 """A function that reads and writes Keras variables, recorded on torch as one flat list of operations.
 
-`recorder` writes down what the function does, `graph` makes that fewer operations, `lowering` something that runs, and
-`program` stands in front of them.
+`recorder` writes down what the function does (as a `recording`), with `branches` for Keras's own branches and draws; `graph`
+and `layout` make that fewer operations, `lowering` something that runs; `program` stands in front of them.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from kustom.backends.lifting.torch.recorder import Call, Node, Recording, Value, values_in
+from kustom.backends.lifting.torch.recording import Call, Node, Recording, Storage, Value, values_in
 
 __all__ = ["drop_copies", "drop_unused", "replace", "simplified"]
 
@@ -31,6 +31,36 @@ def simplified(recording: Recording) -> None:
     _share(recording)
     drop_copies(recording)
     drop_unused(recording)
+    _give_tensors(recording)
+
+
+_BY_TENSOR = {
+    **{getattr(_aten, name).Scalar: getattr(_aten, name).Tensor for name in ("_foreach_mul", "_foreach_mul_")},
+    **{getattr(_aten, name).Scalar: getattr(_aten, name).Tensor for name in ("_foreach_div", "_foreach_div_")},
+    **{getattr(_aten, name).Scalar: getattr(_aten, name).Tensor for name in ("_foreach_add", "_foreach_add_")},
+    **{getattr(_aten, name).Tensor: getattr(_aten, name).Tensor for name in ("mul", "mul_", "div", "div_", "add", "sub")},
+}
+
+
+def _give_tensors(recording: Recording) -> None:
+    """Numbers as tensors of the dtype they are computed in: torch makes one of each number, and then another, each time."""
+    constants: dict[Any, Value] = {}
+    if not recording.on_host:
+        return
+    for node in recording.nodes:
+        number = node.args[1] if len(node.args) == 2 else None
+        if node.func not in _BY_TENSOR or isinstance(number, bool) or not isinstance(number, int | float):
+            continue
+        likes = [value.like for value in values_in(node.args)]
+        dtypes = {like.dtype for like in likes}
+        if dtypes not in ({torch.float32}, {torch.float64}):
+            continue
+        key = (*dtypes, type(number), repr(number))
+        if key not in constants:
+            tensor = torch.tensor(number, dtype=likes[0].dtype)
+            constants[key] = Value("constant", tensor, Storage(state=False, varying=False))
+            constants[key].like = tensor.to("meta")
+        node.func, node.args = _BY_TENSOR[node.func], (node.args[0], constants[key])
 
 
 def replace(recording: Recording, other: dict[Value, Value]) -> None:

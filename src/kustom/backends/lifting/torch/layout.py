@@ -14,7 +14,8 @@ import torch
 
 from kustom.backends.lifting.torch import lowering
 from kustom.backends.lifting.torch.graph import drop_copies, drop_unused, replace
-from kustom.backends.lifting.torch.recorder import Node, Recording, Value, values_in
+from kustom.backends.lifting.torch.recorder import chance, give_chance
+from kustom.backends.lifting.torch.recording import Node, Recording, Value, values_in
 
 __all__ = ["relaxed"]
 
@@ -39,9 +40,11 @@ def relaxed(recording: Recording, examples: Sequence[Any]) -> None:
     results = {*recording.outputs, *(new for _, _, new, _ in recording.gradients)}
     other = {}
     for node in copies:
-        [out], source = node.outputs, node.args[0]
-        pooled = out not in results and all(_takes_either(user) for user in users.get(out, []))
-        if out is not None and pooled and not (out.storage.writes or source.storage.writes):
+        out, source = node.outputs[0], node.args[0]
+        if out is None or out in results:
+            continue
+        pooled = all(_takes_either(user) for user in users.get(out, []))
+        if pooled and not (out.storage.writes or source.storage.writes):
             other[out] = source
     if not other:
         return
@@ -54,8 +57,8 @@ def relaxed(recording: Recording, examples: Sequence[Any]) -> None:
     except RuntimeError:
         # A view that needs the copy.
         kept, recording.outputs, recording.gradients = before
-        for node, node.args, node.kwargs, node.written in kept:
-            pass
+        for node, args, kwargs, written in kept:
+            node.args, node.kwargs, node.written = args, kwargs, written
         recording.nodes = [node for node, *_ in kept]
         return
     for value, tensor in zip(values, found, strict=True):
@@ -78,7 +81,7 @@ def _takes_either(node: Node) -> bool:
 
 def _tried(recording: Recording, values: list[Value], examples: Sequence[Any]) -> list[Any]:
     """What a step makes, on copies of the state."""
-    chance = torch.get_rng_state()
+    before = chance()
     generators = [(generator, generator.get_state()) for generator in recording.generators]
     try:
         with torch.no_grad():
@@ -86,6 +89,6 @@ def _tried(recording: Recording, values: list[Value], examples: Sequence[Any]) -
             inputs = [example.detach().clone() for example in examples]
             return lowering.Python(recording, values).run(state, inputs, recording.generators)
     finally:
-        torch.set_rng_state(chance)
+        give_chance(before)
         for generator, held in generators:
             generator.set_state(held)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from kustom.backends.lifting.torch.recorder import Call, Node, Recording, Value, values_in
+from kustom.backends.lifting.torch.recording import Call, Node, Recording, Value, values_in
 
 __all__ = ["NotLowered", "Python", "Script"]
 

@@ -10,6 +10,7 @@ attributes and globals that it looked at, the arrays that it read, `requires_gra
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import signal
 import threading
@@ -21,10 +22,12 @@ import keras
 import torch
 
 from kustom.backends import keras as private
+from kustom.backends.lifting.state import made_each_time
 from kustom.backends.lifting.torch import lowering
 from kustom.backends.lifting.torch.graph import simplified
 from kustom.backends.lifting.torch.layout import relaxed
-from kustom.backends.lifting.torch.recorder import Call, Node, Recording, Value, record
+from kustom.backends.lifting.torch.recorder import chance, give_chance, record
+from kustom.backends.lifting.torch.recording import Call, Node, Recording, Value
 
 __all__ = ["Program"]
 
@@ -56,13 +59,13 @@ class Program:
                 # They have their first values now, and are state from here on.
                 recording = record(self._f, examples)
         if recording.made:
-            paths = ", ".join(variable.path for variable in recording.made[:3])
-            raise ValueError(f"a compiled function makes variables at each call ({paths}); make them outside, once.")
+            raise made_each_time(recording.made[0])
         used = list(recording.variables.values())
         owners = {id(value): variable for value, variable in _by_tensor(recording)}
         simplified(recording)
         relaxed(recording, examples)
         self._recording = recording
+        self._kinds = [(example.shape, example.dtype) for example in examples]
         self._cells = [_Cell(owners.get(id(value)), value.tensor) for value in recording.state]
         writes = [bool(value.storage.writes) for value in recording.state]
         self.variables: list[keras.Variable] = _once(used)
@@ -73,7 +76,7 @@ class Program:
                 if is_written and cell.variable is not None
             ]
         )
-        self.heavy = any(name in str(node.func) for node in recording.nodes for name in _HEAVY)
+        self.heavy = _is_heavy(recording)
         self._written = [i for i, is_written in enumerate(writes) if is_written]
         self._fragile = _fragile(recording)
         self._draws = any(node.random for node in recording.nodes)
@@ -103,6 +106,7 @@ class Program:
 
     def run(self, tensors: Sequence[Any]) -> list[Any]:
         """One step."""
+        self._check([(x.shape, x.dtype) for x in tensors])
         self._refresh(tensors)
         with torch.no_grad(), self._held():
             out = self._do("run", self._fragile, list(tensors))
@@ -128,6 +132,8 @@ class Program:
             keep: Whether the values before will be asked for: `keep` has copied them.
         """
         data = list(data)
+        given = [(a.shape[1:] if rows is None else (*rows.shape[1:], *a.shape[1:]), a.dtype) for a in data]
+        self._check(given)
         device = data[0].device if data else "cpu"
         totals = [torch.zeros((), dtype=torch.float64, device=device) for _ in range(self._many)]
         if not count:
@@ -151,6 +157,11 @@ class Program:
                 raise
         return totals
 
+    def _check(self, given: list[tuple[Any, Any]]) -> None:
+        # Sizes are numbers in the operations: others would be computed with in silence, and wrongly.
+        if given != self._kinds:
+            raise ValueError(f"this program is for tensors of {self._kinds}, not of {given}.")
+
     def wait(self) -> None:
         """Until what was called last has been computed: it has been, on a CPU."""
 
@@ -167,12 +178,12 @@ class Program:
     def keep(self) -> Any:
         """A copy of everything that a step writes, the state of the random numbers included."""
         _, values, _, generators = self._copies(self._written)
-        return [self._cells[i] for i in self._written], values, torch.get_rng_state(), generators
+        return [self._cells[i] for i in self._written], values, chance(), generators
 
     def restore(self, kept: Any) -> None:
         """Put back what `keep` kept."""
-        cells, values, chance, generators = kept
-        self._put_back(([cell.tensor() for cell in cells], values, chance, generators))
+        cells, values, drawn, generators = kept
+        self._put_back(([cell.tensor() for cell in cells], values, drawn, generators))
 
     def _refresh(self, examples: Sequence[Any]) -> None:
         """Record anew where a leaf has no gradient now and had one then, or has another."""
@@ -201,17 +212,17 @@ class Program:
             raise
 
     def _copies(self, which: list[int]) -> Any:
-        chance = torch.get_rng_state() if self._draws else None
+        drawn = chance() if self._draws else None
         generators = [(generator, generator.get_state()) for generator in self._recording.generators]
         tensors = [self._cells[i].tensor() for i in which]
         with torch.no_grad():
-            return tensors, [tensor.clone() for tensor in tensors], chance, generators
+            return tensors, [tensor.clone() for tensor in tensors], drawn, generators
 
     def _put_back(self, kept: Any) -> None:
-        tensors, values, chance, generators = kept
+        tensors, values, drawn, generators = kept
         _copy(tensors, values)
-        if chance is not None:
-            torch.set_rng_state(chance)
+        if drawn is not None:
+            give_chance(drawn)
         for generator, held in generators:
             generator.set_state(held)
 
@@ -256,6 +267,18 @@ class _Cell:
         return self._alias
 
 
+def _is_heavy(recording: Recording) -> bool:
+    """Whether there is a convolution, or a recurrence: one matrix that is multiplied with again and again."""
+    times: collections.Counter[Value] = collections.Counter()
+    for node in recording.nodes:
+        name = str(node.func)
+        if any(heavy in name for heavy in _HEAVY):
+            return True
+        if name.startswith(("aten.mm.", "aten.addmm.", "aten.bmm.")):
+            times.update(set(node.values()))
+    return any(count > 4 for count in times.values())
+
+
 def _by_tensor(recording: Recording) -> Iterator[tuple[Value, keras.Variable]]:
     for value in recording.state:
         variable = recording.variables.get(id(value.tensor))
@@ -269,7 +292,7 @@ def _once(variables: list[keras.Variable]) -> list[keras.Variable]:
 
 def _fragile(recording: Recording) -> list[int]:
     """The state that is written before the last operation that may fail: the others are written whole or not at all."""
-    everywhere = any(value.tensor.device.type != "cpu" for value in recording.state)
+    everywhere = not recording.on_host
     risky = [position for position, node in enumerate(recording.nodes) if _may_fail(node, everywhere)]
     last = max(risky, default=-1)
     return [i for i, value in enumerate(recording.state) if value.storage.writes and value.storage.writes[0] < last]
@@ -289,7 +312,7 @@ def _may_fail(node: Node, everywhere: bool) -> bool:
     return (everywhere and torch.Tag.inplace not in node.func.tags) or any(risk in node.func.name() for risk in _RISKS)
 
 
-def _batch(data: list[Any], rows: Any, i: int) -> list[Any]:
+def _batch(data: Sequence[Any], rows: Any, i: int) -> list[Any]:
     return [a[i] for a in data] if rows is None else [a.index_select(0, rows[i]) for a in data]
 
 

@@ -21,8 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from kustom.backends import keras as private
 from kustom.backends.lifting.state import BranchOnValue
 from kustom.backends.lifting.torch import branches
+from kustom.backends.lifting.torch.recording import Call, Node, Recording, Storage, Value
 
-__all__ = ["Call", "Node", "Recording", "Storage", "Value", "record"]
+__all__ = ["chance", "give_chance", "record"]
 
 _aten = torch.ops.aten
 _READ = _aten._local_scalar_dense.default
@@ -30,114 +31,6 @@ _INDEX = _aten.index.Tensor
 _SETS_GRAD = torch.Tensor.grad.__set__  # type: ignore[attr-defined]
 _SETS_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 _LEAVES = (torch.Tensor.__array__, torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__dlpack__)
-
-
-class Storage:
-    """The memory behind one tensor or several.
-
-    Attributes:
-        varying: What it holds depends on state, on the inputs or on chance.
-        state: It was there before the run.
-        writes: The positions of the operations that write into it.
-    """
-
-    __slots__ = ("state", "varying", "writes")
-
-    def __init__(self, *, state: bool, varying: bool) -> None:
-        self.state = state
-        self.varying = varying
-        self.writes: list[int] = []
-
-
-class Value:
-    """A tensor of the run, or a number read from one.
-
-    Attributes:
-        kind: `input`, `state`, `constant` or `made`.
-        tensor: The tensor itself; None when the run is over, but for state and constants.
-        like: A tensor on the device `meta` that has its shape, strides and dtype.
-        kept: The tensor of a value that is the same in every run.
-    """
-
-    __slots__ = ("kept", "kind", "like", "storage", "tensor")
-
-    def __init__(self, kind: str, tensor: Any, storage: Storage) -> None:
-        self.kind = kind
-        self.tensor = tensor
-        self.storage = storage
-        self.like: Any = None
-        self.kept: Any = None
-
-
-class Call:
-    """A Python function of a list of tensors that stands for an operation; it gives a list of new tensors."""
-
-    def __init__(self, f: Callable[[list[Any]], list[Any]]) -> None:
-        self.f = f
-
-
-class Node:
-    """One operation: what is called, with what, and what it gives.
-
-    Attributes:
-        func: An overload of torch's, or a `Call`.
-        args: With a `Value` for each tensor.
-        seed: The value that the generator among the arguments is seeded with before, where there is one.
-        outputs: The values that it gives; None for what is no tensor, or an argument itself.
-        written: The values that it writes into.
-        random: It draws from a generator whose state goes on.
-    """
-
-    __slots__ = ("args", "func", "kwargs", "outputs", "random", "seed", "single", "written")
-
-    def __init__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.func = func
-        self.args = args
-        self.kwargs = kwargs
-        self.seed: Value | None = None
-        self.outputs: list[Value | None] = []
-        self.single = True
-        self.written: list[Value] = []
-        self.random = False
-
-    def values(self) -> Iterator[Value]:
-        """The values among the arguments."""
-        yield from values_in((self.args, tuple(self.kwargs.values()), self.seed))
-
-
-def values_in(structure: Any) -> Iterator[Value]:
-    """The values in nested lists and tuples."""
-    if isinstance(structure, Value):
-        yield structure
-    elif isinstance(structure, list | tuple):
-        for each in structure:
-            yield from values_in(each)
-
-
-class Recording:
-    """What one run did.
-
-    Attributes:
-        nodes: The operations, in their order.
-        inputs: The values of the tensors that the function was given.
-        outputs: Those that it returned.
-        state: What it read that it had not made.
-        variables: The Keras variables that it read or wrote, by the `id` of their tensors, in the order of their use.
-        made: The variables that were made in the run.
-        gradients: For each leaf whose `.grad` is another after the run: the leaf, that before, the value after, and
-            whether the one before matters.
-        generators: The generators that it drew from, other than torch's own.
-    """
-
-    def __init__(self) -> None:
-        self.nodes: list[Node] = []
-        self.inputs: list[Value] = []
-        self.outputs: list[Value] = []
-        self.state: list[Value] = []
-        self.variables: dict[int, keras.Variable] = {}
-        self.made: list[keras.Variable] = []
-        self.gradients: list[tuple[Any, Any, Value | None, bool]] = []
-        self.generators: list[Any] = []
 
 
 def record(f: Callable[[list[Any]], list[Any]], examples: Sequence[Any]) -> Recording:
@@ -150,11 +43,11 @@ def record(f: Callable[[list[Any]], list[Any]], examples: Sequence[Any]) -> Reco
     recording = run.recording
     inputs = [example.detach().clone() for example in examples]
     recording.inputs = [run.add(x, "input", varying=True) for x in inputs]
-    chance = torch.get_rng_state()
     with contextlib.ExitStack() as stack:
-        stack.callback(torch.set_rng_state, chance)
+        stack.callback(give_chance, chance())
         stack.callback(run.undo)
         run.made = stack.enter_context(private.makes())
+        stack.enter_context(private.builds_at_once(run.building))
         private.listen(run.read)
         stack.callback(private.unlisten, run.read)
         stack.enter_context(branches.exchanged(run))
@@ -170,8 +63,10 @@ def record(f: Callable[[list[Any]], list[Any]], examples: Sequence[Any]) -> Reco
         if run.refusal is not None:
             raise run.refusal
         run.note_gradients()
+        run.refuse_abandoned(f)
         # Now: the state of Keras's own seed is one of them, too.
         recording.made = list(run.made)
+    recording.on_host = all(value.tensor.device.type in ("cpu", "meta") for value in run.values.values())
     for value in run.values.values():
         value.like = torch.empty_strided(value.tensor.size(), value.tensor.stride(), dtype=value.tensor.dtype, device="meta")
         is_fixed = value.kind == "made" and not value.storage.varying and not value.storage.writes
@@ -179,6 +74,19 @@ def record(f: Callable[[list[Any]], list[Any]], examples: Sequence[Any]) -> Reco
         if value.kind in ("made", "input"):
             value.tensor = None
     return recording
+
+
+def chance() -> Any:
+    """The state of torch's own generators."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+
+def give_chance(state: Any) -> None:
+    """Put `chance()` of before back."""
+    host, devices = state
+    torch.set_rng_state(host)
+    if devices:
+        torch.cuda.set_rng_state_all(devices)
 
 
 class _Functions(TorchFunctionMode):
@@ -287,7 +195,7 @@ class _Run(TorchDispatchMode):
         """A generator with this seed, a tensor; each step it will be seeded anew."""
         value = self.value_of(seed)
         with _disable_current_modes():
-            generator = torch.Generator(seed.device)
+            generator: Any = torch.Generator(seed.device)
             generator.manual_seed(int(seed) & 0xFFFFFFFF)
         # Operations are handed another Python object of it.
         self._seeds[generator._cdata] = (generator, value)
@@ -388,6 +296,16 @@ class _Run(TorchDispatchMode):
             with _disable_current_modes():
                 self._kept[memory._cdata] = (memory, memory.clone())
 
+    @contextlib.contextmanager
+    def building(self) -> Iterator[None]:
+        """What `build` assigns to what it makes is there for good."""
+        before = len(self.made)
+        yield
+        for variable in self.made[before:]:
+            value = private.own_value(variable)
+            if value is not None:
+                self._kept.pop(value.untyped_storage()._cdata, None)
+
     def _keep_generator(self, generator: Any) -> None:
         if not any(generator._cdata == other._cdata for other, _ in self._generators):
             self._generators.append((generator, generator.get_state()))
@@ -412,6 +330,16 @@ class _Run(TorchDispatchMode):
             if after is not before or accumulated:
                 value = None if after is None else self.value_of(after)
                 self.recording.gradients.append((leaf, before, value, not was_set))
+
+    def refuse_abandoned(self, f: Any) -> None:
+        """Refuse state that nobody holds any more: it was replaced (`self.previous = x`), and the next step reads another."""
+        held = {id(before) for _, before, _ in self._gradients.values()} | self.recording.variables.keys()
+        for value in self.recording.state:
+            # One for the value, one for the question.
+            if id(value.tensor) not in held and sys.getrefcount(value.tensor) <= 2 and not value.tensor.requires_grad:
+                code = getattr(f, "__code__", None)
+                line = f"{code.co_filename}:{code.co_firstlineno}" if code else "the function"
+                raise BranchOnValue(line, "a tensor that Python keeps from one step to the next")
 
     def undo(self) -> None:
         """Give everything that outlives the run what it had before."""
