@@ -214,7 +214,10 @@ class SelfAttention(layers.MultiHeadAttention):
         return keras.KerasTensor(x.shape, x.dtype)
 
 
-@pytest.mark.parametrize("name", RANDOM)
+_LONG = ("attention's dropout", "GRU's dropout")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in _LONG else name for name in RANDOM])
 def test_every_layer_with_randomness_draws_what_it_draws_eagerly(name):
     def make():
         model, optimizer = dense(RANDOM[name]()), keras.optimizers.SGD(0.1)
