@@ -73,7 +73,8 @@ class Gan:
         weights = self.critic.trainable_variables
         with kustom.GradientTape() as tape:
             of_real = self.loss(0.9 * ones, self.critic(real, training=True))
-            critic_loss = of_real + self.loss(0 * ones, self.critic(made, training=True))
+            of_made = self.loss(0 * ones, self.critic(made, training=True))
+            critic_loss = ops.add(of_real, of_made)
         self.optimizers[0].apply(tape.gradient(critic_loss, weights), weights)
 
         weights = self.generator.trainable_variables

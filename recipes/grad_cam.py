@@ -34,7 +34,6 @@ from matplotlib.figure import Figure
 from run_folder import new_folder, whole
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from status_line import Interruption, StatusLine
 
 
 def network() -> keras.Model:
@@ -55,12 +54,15 @@ def train(epochs: int, seed: int, quiet: bool) -> tuple[keras.Model, np.ndarray,
     x, x_test, y, y_test = train_test_split(images, digits, test_size=0.25, random_state=seed, stratify=digits)
     seeing = network()
     classifier = keras.Model(seeing.inputs, seeing.output["scores"])
-    classifier.compile(
-        keras.optimizers.Adam(5e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
+    step = kustom.Supervised(
+        classifier,
+        optimizer=keras.optimizers.Adam(5e-3),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
     )
-    with Interruption() as interruption:
-        status = StatusLine(interruption, len(x), "accuracy", quiet=quiet)
-        classifier.fit(x, y, validation_data=(x_test, y_test), epochs=epochs, batch_size=64, callbacks=[status], verbose=0)
+    kustom.Loop(step).fit(
+        x, y, validation_data=(x_test, y_test), epochs=epochs, batch_size=64, seed=seed, verbose=0 if quiet else "auto"
+    )
     return seeing, x_test, y_test
 
 

@@ -5,7 +5,7 @@
 
 It trains, saves, loads what was saved in a new process and compares, measures itself against a linear regression on rows
 that neither has seen, and leaves a run folder. The files beside it belong to it: `regression_parts.py` (what is custom),
-`regression_check.py` (the new process), `tables.py`, `status_line.py` and `run_folder.py`.
+`regression_check.py` (the new process), `tables.py`, `terminal.py` and `run_folder.py`.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from regression_parts import SMALL_TABLE, huber, network_for, rmse
 from run_folder import new_folder, whole, write_history, write_json, write_learning_curve
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import mean_absolute_error, root_mean_squared_error
-from status_line import Interruption, StatusLine, readable
 from tables import Prepared, Table, TableError, default_table, prepare, read_table
+from terminal import Interruption, readable
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 PREDICT_BATCH = 1024
@@ -64,6 +64,7 @@ class Training:
 
     model: keras.Model
     history: dict[str, list[float]]
+    execution: dict[str, Any]
     best_epoch: int
     seconds: float
     ended_by: str
@@ -74,29 +75,29 @@ def train(data: Prepared, options: Options, interruption: Interruption) -> Train
     keras.utils.set_random_seed(options.seed)
     rows = len(data.train)
     model = network_for(rows, data.numeric)
-    model.compile(
-        optimizer=keras.optimizers.Nadam(5e-3 if rows < SMALL_TABLE else 2e-3),
-        loss=huber(threshold=options.threshold),
-        metrics=[rmse(scale=data.target_scale)],
-    )
+    loss = huber(threshold=options.threshold)
+    optimizer = keras.optimizers.Nadam(5e-3 if rows < SMALL_TABLE else 2e-3)
+    step = kustom.Supervised(model, optimizer=optimizer, loss=loss, metrics=[rmse(scale=data.target_scale)])
     # The metric, not the loss: the loss also falls because the penalties of the weights do.
     best = keras.callbacks.EarlyStopping("val_rmse", mode="min", patience=PATIENCE, restore_best_weights=True)
     slower = keras.callbacks.ReduceLROnPlateau("val_rmse", mode="min", factor=0.4, patience=PATIENCE // 3, min_lr=1e-5)
-    status = StatusLine(interruption, rows, "rmse", quiet=options.quiet)
     started = time.perf_counter()
-    history = model.fit(
+    history = kustom.Loop(step).fit(
         data.train.inputs,
         data.train.targets,
         validation_data=(data.validation.inputs, data.validation.targets),
         validation_batch_size=PREDICT_BATCH,
         epochs=options.epochs,
         batch_size=options.batch_size,
-        callbacks=[best, slower, status],
-        verbose=0,
-    ).history
+        callbacks=[best, slower, interruption],
+        seed=options.seed,
+        verbose=0 if options.quiet else "auto",
+    )
     seconds = time.perf_counter() - started
+    # So that the file holds the loss, too.
+    model.compile(optimizer, loss)
     ended_by = "Ctrl-C" if interruption.asked else "early stopping" if best.stopped_epoch else "the last epoch"
-    return Training(model, history, best.best_epoch + 1, seconds, ended_by)
+    return Training(model, history.history, history.execution, best.best_epoch + 1, seconds, ended_by)
 
 
 def compare(data: Prepared, predictions: np.ndarray) -> dict[str, Any]:
@@ -168,6 +169,7 @@ def configuration(table: Table, data: Prepared, options: Options, training: Trai
             "epochs": len(training.history["loss"]),
             "best_epoch": training.best_epoch,
             "seconds": round(training.seconds, 2),
+            "execution": training.execution,
         }
         | results,
     }
@@ -227,7 +229,7 @@ def main(
     """Train a network of custom parts on a table and compare it with a linear regression.
 
     The run folder gets model.keras, held_out.npz, preparation.joblib, history.csv, learning_curve.png and config.json.
-    Ctrl-C ends the training; what was reached is saved, and the exit status is 130.
+    Ctrl-C ends the training after the epoch; what was reached is saved, and the exit status is 130.
     Exit status 1: the model loaded in a new process differs. 2: the options or the table are wrong.
     """
     if (data is None) != (target is None):

@@ -3,7 +3,7 @@
     python recipes/wide_and_deep.py
     python recipes/wide_and_deep.py --data houses.csv --target price
 
-The wide part is a weight for each input, kept few by Ftrl's l1 penalty; the deep part is a network, under Nadam. Their
+The wide part is a weight for each input, under Ftrl; the deep part is a network, under Nadam. Their
 outputs are added, and one loss teaches both. `fit` takes one optimizer; here the step applies two.
 
 The run folder gets `model.keras`, `history.csv` and `errors.json`: the errors on rows that nothing has learned from, beside
@@ -32,6 +32,7 @@ from run_folder import new_folder, whole, write_json
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import root_mean_squared_error
 from tables import Prepared, TableError, default_table, prepare, read_table
+from terminal import readable
 
 PATIENCE = 15
 SMALL_TABLE = 2000
@@ -45,7 +46,7 @@ class WideAndDeep:
         small = rows < SMALL_TABLE
         units, dropout, penalty = (16, 0.3, keras.regularizers.L2(0.02)) if small else (64, 0.1, None)
         features = keras.Input((inputs,))
-        wide = keras.layers.Dense(1, kernel_initializer="zeros", name="wide")
+        wide = keras.layers.Dense(1, kernel_initializer="zeros")
         hidden: Any = features
         for _ in range(2):
             hidden = keras.layers.Dense(units, "elu", kernel_initializer="he_normal", kernel_regularizer=penalty)(hidden)
@@ -95,17 +96,15 @@ def train(data: Prepared, epochs: int, batch_size: int | None, seed: int, quiet:
 
 
 def errors(model: keras.Model, data: Prepared) -> dict[str, float]:
-    """The errors on the held-out rows, in the target's units, and how many inputs the wide part uses."""
+    """The errors on the held-out rows, in the target's units."""
     rows = data.held_out
     inputs, targets = (np.concatenate([getattr(each, name) for each in (data.train, data.validation)]) for name in FIELDS)
     linear = LinearRegression().fit(inputs.astype("float64"), targets).predict(rows.inputs.astype("float64"))
     ours = data.in_target_units(model.predict(rows.inputs, batch_size=1024, verbose=0))
-    found = {
+    return {
         name: float(root_mean_squared_error(rows.raw_targets, predicted))
         for name, predicted in (("wide_and_deep", ours), ("linear_regression", linear))
     }
-    kernel = ops.convert_to_numpy(model.get_layer("wide").kernel)
-    return found | {"wide_weights": int(np.count_nonzero(kernel)), "inputs": len(kernel)}
 
 
 def run(data: Prepared, epochs: int, batch_size: int | None, seed: int, folder: Path, quiet: bool) -> dict[str, float]:
@@ -143,10 +142,9 @@ def main(
     found = run(prepared, epochs, batch_size, seed, folder, quiet)
     if not quiet:
         print(
-            f"error on {len(prepared.held_out)} held-out rows: {found['wide_and_deep']:,.4g}; of a linear regression "
-            f"{found['linear_regression']:,.4g} (in units of {table.target_name})"
+            f"error on {len(prepared.held_out)} held-out rows: {readable(found['wide_and_deep'])}; of a linear regression "
+            f"{readable(found['linear_regression'])} (in units of {table.target_name})"
         )
-        print(f"the wide part uses {found['wide_weights']} of {found['inputs']} inputs")
         print(f"run folder: {folder}")
 
 

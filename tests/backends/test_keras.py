@@ -95,6 +95,45 @@ def test_values_in_a_stateless_scope():
         assert private.is_assigned(variable)
 
 
+def test_what_a_trainer_knows():
+    inputs = keras.Input((3,))
+    model: Any = keras.Model(inputs, keras.layers.Dense(1)(inputs))
+    with pytest.raises(ValueError, match="compile"):
+        private.need_compiled(model, "fit")
+    model.compile("sgd", "mse", metrics=["mae"])
+    private.need_compiled(model, "fit")
+    x, y = keras.ops.ones((2, 3)), keras.ops.zeros((2, 1))
+    y_pred = private.forward(model, x, training=False)
+    assert tuple(y_pred.shape) == (2, 1)
+    assert private.total_loss(model, x, y, y_pred, None, training=False).shape == ()
+    assert private.loss_tracker(model).name == "loss"
+    assert private.in_order(model, {"zeta": 2.0, "loss": 1.0}) == [1.0, 2.0]
+    assert private.in_order(model, {"loss": 1.0}) == 1.0
+    assert not private.has_strategy(model)
+    model._initial_epoch = 3
+    assert [private.resumed_at(model) for _ in range(2)] == [3, 0]
+    assert {"optimizer", "_loss_tracker", "_compile_loss", "_compile_metrics"} <= private.parts_of(model).keys()
+
+
+def test_functional_models():
+    inputs = keras.Input((3,))
+    assert isinstance(keras.Model(inputs, inputs * 2), private.Functional)
+    assert private.are_functional((inputs, inputs), {})
+    assert private.are_functional((), {"inputs": inputs, "outputs": inputs})
+    assert not private.are_functional((), {"name": "model"})
+
+
+def test_results_of_metrics_are_noted():
+    mean, other = keras.metrics.Mean(), keras.metrics.Sum()
+    with private.results({keras.metrics.Mean}) as noted:
+        result = mean.result()
+        other.result()
+        assert noted[id(result)][0] == (mean, None)
+        assert len(noted) == 1
+    assert "result" in vars(keras.metrics.Mean)
+    assert not hasattr(keras.metrics.Mean.result, "__wrapped__")
+
+
 def test_a_value_is_put_and_read_past_every_scope():
     variable = keras.Variable(1.0)
     with keras.StatelessScope([(variable, keras.ops.convert_to_tensor(5.0))]):

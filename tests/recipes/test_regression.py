@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
@@ -16,27 +15,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import typer
-from typer.testing import CliRunner
+from houses import houses
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SCRIPT = RECIPES / "regression.py"
 FILES = {"config.json", "held_out.npz", "history.csv", "learning_curve.png", "model.keras", "preparation.joblib"}
 # A process that computes nothing of interest may still have to start a backend on a busy machine.
 PATIENCE = 120
-
-
-def houses(rows: int) -> pd.DataFrame:
-    """Prices that depend on an area in a curve, with gaps, text, a flag, and a column without any value."""
-    rng = np.random.default_rng(0)
-    area = rng.uniform(20, 200, rows)
-    town = rng.choice(["Ede", "Epe", "Elst"], rows)
-    price = 1000 * area * (1.5 + np.sin(area / 15)) + 50_000 * (town == "Ede") + rng.normal(0, 5000, rows)
-    frame = pd.DataFrame({"area": area, "town": town, "garden": rng.random(rows) < 0.5, "empty": np.nan, "price": price})
-    frame.loc[::10, "area"] = np.nan
-    frame.loc[5::10, "town"] = np.nan
-    frame.loc[3:5, "price"] = np.nan
-    return frame
 
 
 def recipe(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -53,23 +38,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Comple
 
 
 @pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The recipe's modules, by name."""
-    monkeypatch.syspath_prepend(str(RECIPES))
-    return importlib.import_module
-
-
-@pytest.fixture
-def invoke(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The recipe run in this process, in an empty folder: quicker where a process of its own is not the point."""
-    app = typer.Typer()
-    app.command()(module("regression").main)
-    monkeypatch.chdir(tmp_path)
-    plain = {"COLUMNS": "120", "TERM": "dumb", "NO_COLOR": "1"}
-    return lambda *options: CliRunner().invoke(app, options, env=plain)
-
-
-@pytest.fixture
 def refusal(invoke: Any) -> Any:
     """What the recipe says when it is run with these options and a table of these contents, and refuses."""
 
@@ -77,7 +45,7 @@ def refusal(invoke: Any) -> Any:
         if table is not None:
             table.to_csv("table.csv", index=False)
             options = ("--data", "table.csv", *options)
-        result = invoke(*options)
+        result = invoke("regression", *options)
         assert result.exit_code == 2, result.output
         assert not Path("runs").exists()
         assert result.stderr.startswith("error: ")
@@ -109,13 +77,16 @@ def test_the_configuration_says_how_and_with_what(trained: Any) -> None:
     assert data["train_rows"] + data["validation_rows"] + data["held_out_rows"] == 297
     assert config["results"]["loaded_agrees"]
     assert config["results"]["ended_by"] == "the last epoch"
+    execution = config["results"]["execution"]
+    assert execution["way"] == "loop"
+    assert execution["backend"] == config["backend"]
 
 
 def test_a_run_says_what_it_did(trained: Any) -> None:
     out = trained[0].stdout
     assert "dropped 3 rows without a value of 'price'" in out
-    assert "epoch 1/3 " in out
-    assert "rows/s" in out
+    assert "Epoch 1/3 " in out
+    assert "steps/s" in out
     assert "loaded in a new process: loss " in out
     assert "linear regression" in out
     assert "run folder: out/run" in out
@@ -144,7 +115,7 @@ def test_a_model_that_predicts_otherwise_does_not_pass(
 
 def test_quiet_prints_nothing_and_a_large_table_gets_the_large_network(invoke: Any) -> None:
     houses(3000).to_csv("large.csv", index=False)
-    done = invoke("--data", "large.csv", "--target", "price", "--epochs", "1", "--quiet")
+    done = invoke("regression", "--data", "large.csv", "--target", "price", "--epochs", "1", "--quiet")
     assert done.exit_code == 0, done.stderr
     assert done.output == ""
     [folder] = Path("runs").iterdir()
@@ -170,7 +141,7 @@ def test_ctrl_c_saves_what_was_reached(tmp_path: Path) -> None:
     late.start()
     try:
         assert process.stdout is not None
-        assert any(line.startswith("epoch 1/") for line in process.stdout)
+        assert any(line.startswith("Epoch 1/") for line in process.stdout)
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate()
     finally:
@@ -189,7 +160,7 @@ def test_ctrl_c_saves_what_was_reached(tmp_path: Path) -> None:
 
 
 def test_help_names_the_options(invoke: Any) -> None:
-    shown = invoke("--help").stdout
+    shown = invoke("regression", "--help").stdout
     for option in ("--data", "--target", "--epochs", "--batch-size", "--threshold", "--seed", "--out", "--quiet"):
         assert option in shown
 

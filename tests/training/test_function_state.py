@@ -416,3 +416,27 @@ def test_learning_rates_that_are_set_are_used():
     step(X, Y)
     np.testing.assert_array_equal(before[0], state(model)[0])
     assert step.traces == 1
+
+
+def test_a_model_that_keras_builds_by_a_symbolic_call_is_built_whole():
+    """On torch the weights of its layers would be left on the device of that call."""
+
+    class Plain(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner = keras.layers.Dense(1)
+
+        def call(self, x):
+            return self.inner(x)
+
+    model = Plain()
+
+    @kustom.function
+    def gradients(x):
+        with kustom.GradientTape() as tape:
+            y = ops.sum(model(x))
+        return tape.gradient(y, model.trainable_variables)
+
+    found = gradients(np.ones((2, 3), "float32"))
+    np.testing.assert_allclose(ops.convert_to_numpy(found[0]), np.full((3, 1), 2.0))
+    assert ops.convert_to_numpy(model(np.ones((2, 3), "float32"))).shape == (2, 1)

@@ -25,7 +25,7 @@ X = np.linspace(-1, 1, 44, dtype="float32").reshape(11, 4).repeat(4, axis=0)[:, 
 Y = X.sum(axis=1, keepdims=True)
 
 
-def N(value: Any) -> np.ndarray:
+def array_of(value: Any) -> np.ndarray:
     return np.array(ops.convert_to_numpy(ops.stop_gradient(value.value if isinstance(value, keras.Variable) else value)))
 
 
@@ -122,11 +122,12 @@ class TestTwoOptimizers:
         history = gan.fit(X[:, :2], batch_size=8, epochs=2, verbose=0)
         assert set(history.history) == {"critic", "generator"}
         assert int(gan.generator_optimizer.iterations.value) == int(gan.critic_optimizer.iterations.value) == 12
-        before = [N(v) for v in gan.trainable_variables]
+        before = [array_of(v) for v in gan.trainable_variables]
         gan.fit(X[:, :2], batch_size=8, verbose=0)
-        assert all(np.any(N(v) != w) for v, w in zip(gan.trainable_variables[:2], before[:2], strict=True))
+        assert all(np.any(array_of(v) != w) for v, w in zip(gan.trainable_variables[:2], before[:2], strict=True))
         assert int(gan.critic_optimizer.iterations.value) == 18
 
+    @pytest.mark.slow
     def test_it_is_one_step_for_one_batch_by_hand(self):
         keras.utils.set_random_seed(1)
         one = GAN()
@@ -137,7 +138,7 @@ class TestTwoOptimizers:
         for at in (0, 8):
             other.train_step(ops.convert_to_tensor(X[at : at + 8, :2]))
         for v, w in zip(one.trainable_variables, other.trainable_variables, strict=True):
-            np.testing.assert_allclose(N(v), N(w), atol=1e-6)
+            np.testing.assert_allclose(array_of(v), array_of(w), atol=1e-6)
 
     def test_compile_without_an_optimizer(self):
         gan = GAN()
@@ -154,8 +155,7 @@ class TestTwoOptimizers:
 
 
 class TestTheUsualStep:
-    @pytest.mark.parametrize("make", [dense, linear])
-    @pytest.mark.parametrize("steps", [1, 3])
+    @pytest.mark.parametrize(("make", "steps"), [(dense, 1), (linear, 3)])
     def test_it_gives_keras_numbers(self, make, steps):
         found = []
         for cls in (kustom.Model, keras.Model):
@@ -168,7 +168,12 @@ class TestTheUsualStep:
                 X, Y + 1, batch_size=8, epochs=3, sample_weight=weight, shuffle=False, validation_data=(X, Y), verbose=0
             )
             found.append(
-                (history.history, [N(w) for w in model.weights], model.evaluate(X, Y, verbose=0), model.predict(X, verbose=0))
+                (
+                    history.history,
+                    [array_of(w) for w in model.weights],
+                    model.evaluate(X, Y, verbose=0),
+                    model.predict(X, verbose=0),
+                )
             )
         ours, theirs = found
         assert set(ours[0]) == set(theirs[0])
@@ -179,7 +184,8 @@ class TestTheUsualStep:
         np.testing.assert_allclose(ours[2], theirs[2], rtol=1e-4)
         np.testing.assert_allclose(ours[3], theirs[3], rtol=1e-4, atol=1e-5)
 
-    def test_with_regularization_normalization_class_weights_and_several_outputs(self):
+    @pytest.mark.slow
+    def test_with_regularization_normalization_and_several_outputs(self):
         found = []
         for cls in (kustom.Model, keras.Model):
             keras.utils.set_random_seed(2)
@@ -190,13 +196,15 @@ class TestTheUsualStep:
                 keras.optimizers.SGD(0.05), {"a": "mse", "b": "mae"}, loss_weights={"a": 1.0, "b": 0.5}, metrics={"a": ["mae"]}
             )
             targets = {"a": Y, "b": X[:, :2]}
+            # Of equal size: Keras's means of the losses of single outputs count batches on TensorFlow, where ours count samples.
             history = model.fit(X, targets, batch_size=11, epochs=2, shuffle=False, verbose=0).history
-            found.append((history, model.evaluate(X, targets, verbose=0)))
+            found.append((history, model.evaluate(X, targets, batch_size=11, verbose=0)))
         assert set(found[0][0]) == set(found[1][0])
         for name, values in found[1][0].items():
             np.testing.assert_allclose(found[0][0][name], values, rtol=1e-4, err_msg=name)
         np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-4)
 
+    @pytest.mark.slow
     def test_class_weights(self):
         labels = (np.arange(44) % 2)[:, None]
         found = []
@@ -206,8 +214,15 @@ class TestTheUsualStep:
             model.compile("sgd", "mse")
             model.fit(X, labels, class_weight={0: 1.0, 1: 3.0}, shuffle=False, verbose=0)
             model.train_on_batch(X, labels, class_weight={0: 1.0, 1: 3.0})
-            found.append(N(model.layers[-1].kernel))
+            found.append(array_of(model.layers[-1].kernel))
         np.testing.assert_allclose(*found, rtol=1e-5)
+
+    def test_without_an_optimizer_it_is_refused(self):
+        model = linear()
+        model.compile(None, "mse")
+        with pytest.raises(StepError, match="optimizer"):
+            model.fit(X, Y, verbose=0)
+        assert model.evaluate(X, Y + 1, verbose=0) > 0
 
     def test_called_from_a_step_of_ones_own(self):
         class Twice(kustom.Model):
@@ -233,6 +248,7 @@ class TestTheUsualStep:
         assert list(history) == ["loss", "val_half"]
         assert model.evaluate(X, Y, verbose=0) == pytest.approx(history["val_half"][-1])
 
+    @pytest.mark.slow
     def test_its_own_compute_loss(self):
         class Triple(kustom.Model):
             def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -248,21 +264,22 @@ class TestTheUsualStep:
         inputs = keras.Input((3,))
         model = kustom.Model(inputs, keras.layers.Dense(1, dtype="mixed_float16")(inputs))
         model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=1024.0), "mse")
-        before = N(model.layers[-1].kernel)
+        before = array_of(model.layers[-1].kernel)
         model.fit(X, Y, batch_size=44, verbose=0)
-        moved = np.abs(N(model.layers[-1].kernel) - before).max()
+        moved = np.abs(array_of(model.layers[-1].kernel) - before).max()
         assert 1e-3 < moved < 1.0
 
+    @pytest.mark.slow
     def test_averages_of_the_weights_are_taken_at_the_end(self):
         model = linear()
         model.compile(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9), "mse")
         model.fit(X, Y + 1, batch_size=8, shuffle=False, verbose=0)
         average = model.optimizer._model_variables_moving_average[0]
-        np.testing.assert_allclose(N(model.layers[-1].kernel), N(average))
+        np.testing.assert_allclose(array_of(model.layers[-1].kernel), array_of(average))
 
 
 class TestBatches:
-    @pytest.mark.parametrize("k", [1, 2, 4, 8, 20])
+    @pytest.mark.parametrize("k", [1, 4, 20])
     def test_all_are_run_and_hooks_are_told_their_true_numbers(self, k):
         model, batches = Steps(), Batches()
         model.compile(steps_per_execution=k)
@@ -292,17 +309,15 @@ class TestBatches:
 
     def test_results_do_not_depend_on_k(self):
         found = []
-        for k in (1, 3, 11):
+        for k in (1, 4):
             keras.utils.set_random_seed(3)
             model = dense(layers=lambda: [keras.layers.Dense(4), keras.layers.Dropout(0.5, seed=1), keras.layers.Dense(1)])
             model.compile("adam", "mse", steps_per_execution=k)
             model.fit(X, Y, batch_size=4, epochs=2, shuffle=False, verbose=0, callbacks=[Batches()])
-            found.append(N(model.inner.layers[-1].kernel))
+            found.append(array_of(model.inner.layers[-1].kernel))
         np.testing.assert_array_equal(found[0], found[1])
-        np.testing.assert_array_equal(found[0], found[2])
 
-    @pytest.mark.parametrize("k", [1, 2])
-    @pytest.mark.parametrize("kind", ["generator", "tf.data", "DataLoader", "list"])
+    @pytest.mark.parametrize(("kind", "k"), [("generator", 1), ("generator", 2), ("tf.data", 1), ("DataLoader", 2), ("list", 2)])
     def test_a_stream_is_trained_on_once(self, kind, k):
         batches = [np.full((2, 1), 10.0**i, "float32") for i in range(5)]
         source: Any = [(b,) for b in batches]
@@ -483,9 +498,9 @@ class TestCallbacks:
         stops = keras.callbacks.EarlyStopping(monitor="val_loss", patience=1, restore_best_weights=True, min_delta=1e9)
         model.fit(X, Y + 1, epochs=20, verbose=0, validation_data=(X, Y + 1), callbacks=[saves, stops])
         assert len(model.history.epoch) == 2
-        first = N(model.layers[-1].kernel)
+        first = array_of(model.layers[-1].kernel)
         model.load_weights(path)
-        assert np.any(N(model.layers[-1].kernel) != first)
+        assert np.any(array_of(model.layers[-1].kernel) != first)
 
     def test_the_learning_rate_and_stop_training(self):
         model = linear()
@@ -496,10 +511,37 @@ class TestCallbacks:
                 self.model.stop_training = batch == 2
 
         rates = keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.0)
-        before = N(model.layers[-1].kernel)
+        before = array_of(model.layers[-1].kernel)
         model.fit(X, Y + 1, batch_size=4, epochs=5, verbose=0, callbacks=[rates, Stops()])
         assert int(model.optimizer.iterations.value) == 3
-        np.testing.assert_array_equal(N(model.layers[-1].kernel), before)
+        np.testing.assert_array_equal(array_of(model.layers[-1].kernel), before)
+
+    @pytest.mark.parametrize("way", ["model", "loop"])
+    def test_a_backup_is_gone_on_from(self, way, tmp_path):
+        model = linear()
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        count = keras.Variable(0.0, trainable=False)
+        epochs = []
+
+        class Breaks(keras.callbacks.Callback):
+            def on_epoch_begin(self, epoch, logs=None):
+                epochs.append(epoch)
+                if epochs == [0, 1, 2]:
+                    raise KeyboardInterrupt
+
+        def step(x, y):
+            model(x)
+            count.assign_add(1.0)
+
+        fit: Any = model.fit if way == "model" else kustom.Loop(step, model=model).fit
+        backup = keras.callbacks.BackupAndRestore(tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            fit(X, Y, batch_size=11, epochs=4, verbose=0, callbacks=[backup, Breaks()])
+        fit(X, Y, batch_size=11, epochs=4, verbose=0, callbacks=[keras.callbacks.BackupAndRestore(tmp_path), Breaks()])
+        assert epochs == [0, 1, 2, 2, 3]
+        assert float(array_of(count)) == (16 if way == "loop" else 0)
+        fit(X, Y, batch_size=11, epochs=1, verbose=0, callbacks=[Breaks()])
+        assert epochs[-1] == 0
 
     def test_hooks_of_predict(self):
         numbers = []
@@ -523,9 +565,9 @@ class TestTrainable:
         return model, first, second
 
     def moves(self, model, layer, run):
-        before = N(layer.kernel)
+        before = array_of(layer.kernel)
         run()
-        return bool(np.any(N(layer.kernel) != before))
+        return bool(np.any(array_of(layer.kernel) != before))
 
     def test_frozen_between_fits_and_thawed_again(self):
         model, first, second = self.make()
@@ -545,26 +587,25 @@ class TestTrainable:
             def on_epoch_begin(self, epoch, logs=None):
                 if epoch == 1:
                     first.trainable = False
-                    kept.extend([N(first.kernel), N(second.kernel)])
+                    kept.extend([array_of(first.kernel), array_of(second.kernel)])
 
         model.fit(X, X, epochs=3, verbose=0, callbacks=[Freezes()])
-        np.testing.assert_array_equal(N(first.kernel), kept[0])
-        assert np.any(N(second.kernel) != kept[1])
+        np.testing.assert_array_equal(array_of(first.kernel), kept[0])
+        assert np.any(array_of(second.kernel) != kept[1])
 
     def test_what_the_optimizer_was_not_built_for_is_refused(self):
         model, first, _ = self.make()
         first.trainable = False
         model.fit(X, X, verbose=0)
         first.trainable = True
-        before = [N(v) for v in model.variables]
-        with warnings.catch_warnings(), pytest.raises(ValueError, match="Unknown variable"):
-            # On torch Keras asks for values to write its message.
-            warnings.simplefilter("ignore", EagerWarning)
+        before = [array_of(v) for v in model.variables]
+        with pytest.raises(ValueError, match="was built for other variables"):
             model.fit(X, X, verbose=0)
-        assert all(np.array_equal(N(v), w) for v, w in zip(model.variables, before, strict=True))
+        assert all(np.array_equal(array_of(v), w) for v, w in zip(model.variables, before, strict=True))
         model.compile(keras.optimizers.SGD(0.1), "mse")
         assert self.moves(model, first, lambda: model.fit(X, X, verbose=0))
 
+    @pytest.mark.slow
     def test_the_classic_recipe_of_a_gan(self):
         inputs, noise = keras.Input((3,)), keras.Input((2,))
         critic = kustom.Model(inputs, keras.layers.Dense(1)(inputs))
@@ -592,12 +633,12 @@ class TestPython:
         model.compile(keras.optimizers.SGD(0.1), "mse")
         model.fit(X, Y, verbose=0)
         model.compile(keras.optimizers.SGD(0.0), "mae")
-        before = N(model.layers[-1].kernel)
+        before = array_of(model.layers[-1].kernel)
         model.fit(X, Y + 1, verbose=0)
-        np.testing.assert_array_equal(N(model.layers[-1].kernel), before)
+        np.testing.assert_array_equal(array_of(model.layers[-1].kernel), before)
         model.optimizer = keras.optimizers.SGD(0.1)
         model.fit(X, Y + 1, verbose=0)
-        assert np.any(N(model.layers[-1].kernel) != before)
+        assert np.any(array_of(model.layers[-1].kernel) != before)
 
     def test_a_number_that_changes(self):
         class Scaled(Steps):
@@ -714,11 +755,20 @@ class TestPredicting:
                     energy = ops.sum(self.scale * x**3)
                 return tape.gradient(energy, x)
 
-        model = dense(layers=lambda: [Force()], loss="mse", optimizer=keras.optimizers.SGD(0.01))
+        class Forced(kustom.Model):
+            def __init__(self):
+                super().__init__()
+                self.force = Force()
+
+            def call(self, x):
+                return self.force(x)
+
+        model = Forced()
+        model.compile(keras.optimizers.SGD(0.01), "mse")
         model.fit(X, X, batch_size=22, verbose=0)
-        assert float(model.inner.layers[0].scale.value) != 1.0
+        scale = float(array_of(model.force.scale))
+        assert scale != 1.0
         model.evaluate(X, X, verbose=0)
-        scale = float(model.inner.layers[0].scale.value)
         np.testing.assert_allclose(model.predict(X, verbose=0), 3 * scale * X**2, rtol=1e-4, atol=1e-6)
 
     def test_new_weights_are_seen(self):
@@ -769,9 +819,9 @@ class TestKeras:
         assert (again.units, float(again.how.learning_rate.value), int(again.how.iterations.value)) == (4, 0.125, 11)
         np.testing.assert_allclose(again.predict(X, verbose=0), model.predict(X, verbose=0), rtol=1e-5)
         for v, w in zip(model.how.variables, again.how.variables, strict=True):
-            np.testing.assert_array_equal(N(v), N(w))
+            np.testing.assert_array_equal(array_of(v), array_of(w))
 
-    @pytest.mark.parametrize("cls", [kustom.Model, Sub])
+    @pytest.mark.parametrize("cls", [pytest.param(kustom.Model, marks=pytest.mark.slow), Sub])
     def test_functional_models_go_through_a_file(self, cls, trip):
         model = linear(cls)
         model.compile(keras.optimizers.Adam(0.125), "mae", metrics=["mse"])
@@ -814,6 +864,7 @@ class TestKeras:
         out = loaded.serve(X)
         np.testing.assert_allclose(out, model.predict(X, verbose=0), rtol=1e-5)
 
+    @pytest.mark.slow
     def test_within_another_model(self):
         inner = linear(outputs=3)
         inner.compile("sgd", "mse", metrics=["mae"])
@@ -847,14 +898,14 @@ class TestKeras:
 
     def test_a_model_dies_with_its_programs(self):
         gone = []
-        for _ in range(3):
+        for _ in range(2):
             model = dense()
             model.fit(X, Y, verbose=0, validation_data=(X, Y))
             model.predict(X, verbose=0)
             gone.append(weakref.ref(model))
         del model
         gc.collect()
-        assert [reference() for reference in gone] == [None] * 3
+        assert [reference() for reference in gone] == [None] * 2
 
     def test_the_line(self, capsys):
         model = Steps()

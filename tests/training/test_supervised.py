@@ -56,6 +56,7 @@ EVERYTHING = mlp(
     kernel_regularizer="l2",
     kernel_constraint=keras.constraints.MaxNorm(0.8),
 )
+WITHOUT_ADDED = mlp(layers.BatchNormalization, lambda: layers.Dropout(0.3, seed=5), kernel_constraint="unit_norm")
 KINDS = {
     "dropout": (mlp(lambda: layers.Dropout(0.3, seed=5)), {}),
     "batch normalization": (mlp(layers.BatchNormalization), {}),
@@ -79,11 +80,21 @@ def test_each_by_itself_is_as_in_fit(kind):
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
 def test_all_at_once_is_as_in_fit(dtype, policy):
     policy(dtype)
+    make, names = EVERYTHING, {"loss", "mae", "mse", "activity"}
+    if dtype != "float32" and BACKEND == "tensorflow":
+        # `fit` fails there: the layer's added loss has another dtype than the loss.
+        make, names = WITHOUT_ADDED, names - {"activity"}
     optimizer = adam(weight_decay=0.01, global_clipnorm=0.5, use_ema=True, ema_momentum=0.8)
-    found = both(EVERYTHING, (X, Y, WEIGHTS), optimizer=optimizer, loss="mse", metrics=["mae"], weighted_metrics=["mse"])
-    assert list(found[2]) == ["loss", "mae", "mse", "activity"]
-    low = {"rtol": 1e-2, "atol": 1e-3} if dtype != "float32" and BACKEND != "jax" else {}
-    agree(*found, **low)
+    found = both(make, (X, Y, WEIGHTS), optimizer=optimizer, loss="mse", metrics=["mae"], weighted_metrics=["mse"])
+    assert set(found[2]) == names
+    agree(*found)
+
+
+def test_added_losses_of_another_dtype_are_added(policy):
+    policy("mixed_bfloat16")
+    loop = kustom.Loop(kustom.Supervised(EVERYTHING(), optimizer=adam()(), loss="mse"))
+    losses = loop.fit(X, Y, epochs=3, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
 
 
 def test_class_weights_validation_and_a_name_chosen_by_shape():
@@ -95,7 +106,7 @@ def test_class_weights_validation_and_a_name_chosen_by_shape():
         metrics=["accuracy"],
         fit={"class_weight": {0: 1.0, 1: 2.0, 2: 0.5}, "validation_data": (X[:20], LABELS[:20])},
     )
-    assert list(found[2]) == ["loss", "accuracy", "val_loss", "val_accuracy"]
+    assert set(found[2]) == {"loss", "accuracy", "val_loss", "val_accuracy"}
     agree(*found)
 
 
@@ -104,7 +115,8 @@ def two_outputs(names=("a", "b")):
         first, second = keras.Input((4,), name="first"), keras.Input((4,), name="second")
         hidden = layers.Dense(5, "tanh")(first) + layers.Dense(5)(second)
         return keras.Model(
-            {"first": first, "second": second}, {name: layers.Dense(size, name=name)(hidden) for name, size in zip(names, (1, 3))}
+            {"first": first, "second": second},
+            {name: layers.Dense(size, name=name)(hidden) for name, size in zip(names, (1, 3), strict=True)},
         )
 
     return make
@@ -113,7 +125,11 @@ def two_outputs(names=("a", "b")):
 def test_several_inputs_and_outputs_by_name():
     found = both(
         two_outputs(),
-        ({"first": X, "second": X[:, ::-1].copy()}, {"a": Y, "b": LABELS}, {"a": WEIGHTS, "b": WEIGHTS[::-1].copy()}),
+        (
+            {"first": X[:48], "second": X[:48, ::-1].copy()},
+            {"a": Y[:48], "b": LABELS[:48]},
+            {"a": WEIGHTS[:48], "b": WEIGHTS[47::-1].copy()},
+        ),
         optimizer=adam(),
         loss={"a": "mse", "b": keras.losses.SparseCategoricalCrossentropy(from_logits=True)},
         loss_weights={"a": 0.3, "b": 1.0},
@@ -130,21 +146,58 @@ def test_several_outputs_in_a_list():
         x = keras.Input((4,))
         return keras.Model(x, [layers.Dense(1, name="a")(x), layers.Dense(1, name="b")(x)])
 
-    found = both(
-        make, (X, [Y, 2 * Y]), optimizer=adam(), loss=["mse", "mae"], loss_weights=[1.0, 0.2], metrics=[["mae"], ["mse"]], epochs=1
-    )
+    options = {"loss": ["mse", "mae"], "loss_weights": [1.0, 0.2], "metrics": [["mae"], ["mse"]], "epochs": 1}
+    found = both(make, (X, [Y, 2 * Y]), optimizer=adam(), **options)
+    if BACKEND == "tensorflow":
+        # `fit` takes the mean over the batches of the losses by output, whatever their sizes.
+        for history in found[2:]:
+            del history["a_loss"], history["b_loss"]
     agree(*found)
+
+
+def test_the_losses_by_output_are_means_over_the_samples():
+    def make():
+        x = keras.Input((4,))
+        return keras.Model(x, [layers.Dense(1, name="a")(x), layers.Dense(1, name="b")(x)])
+
+    model = make()
+    loop = kustom.Loop(kustom.Supervised(model, optimizer=keras.optimizers.SGD(0.0), loss=["mse", "mse"]))
+    values = loop.fit(X, [Y, 2 * Y], batch_size=32, verbose=0, shuffle=False).history
+    first, second = (array(y) for y in model(X))
+    assert values["a_loss"] == pytest.approx([np.mean((first - Y) ** 2)], rel=1e-5)
+    assert values["b_loss"] == pytest.approx([np.mean((second - 2 * Y) ** 2)], rel=1e-5)
+    assert values["loss"] == pytest.approx([values["a_loss"][0] + values["b_loss"][0]], rel=1e-5)
 
 
 def test_a_mask_of_the_inputs_and_weights_of_the_time_steps():
     steps = rng.integers(0, 6, size=(40, 5))
-    targets = rng.normal(size=(40, 5, 1)).astype("float32")
+    targets, by_step = rng.normal(size=(40, 5, 1)).astype("float32"), rng.uniform(0.5, 2, (40, 5)).astype("float32")
 
     def make():
         return keras.Sequential([keras.Input((5,), dtype="int32"), layers.Embedding(6, 3, mask_zero=True), layers.Dense(1)])
 
-    options = {"optimizer": adam(), "loss": "mse", "weighted_metrics": ["mae"], "epochs": 2}
-    agree(*both(make, (steps, targets, rng.uniform(0.5, 2, (40, 5)).astype("float32")), **options))
+    # Adam by `fit` is another one on TensorFlow where an index of an embedding stands in a batch twice.
+    options = {"optimizer": adam() if BACKEND != "tensorflow" else lambda: keras.optimizers.SGD(0.1), "loss": "mse", "epochs": 2}
+    found = both(make, (steps, targets, by_step), **options, weighted_metrics=["mae"])
+    if BACKEND == "jax":
+        # There the predictions have lost their mask when the metrics of `fit` see them.
+        for history in found[2:]:
+            del history["mae"]
+    agree(*found)
+
+
+def test_metrics_are_masked_on_every_backend():
+    steps = np.array([[1, 2, 0], [3, 0, 0]])
+
+    def make():
+        return keras.Sequential([keras.Input((3,), dtype="int32"), layers.Embedding(6, 1, mask_zero=True)])
+
+    model = make()
+    loop = kustom.Loop(kustom.Supervised(model, optimizer=keras.optimizers.SGD(0.0), loss="mae", metrics=["mae"]))
+    values = loop.fit(steps, np.zeros((2, 3, 1), "float32"), verbose=0).history
+    expected = np.abs(array(model(steps))[steps > 0]).mean()
+    assert values["mae"] == pytest.approx([expected])
+    assert values["loss"] == pytest.approx([expected])
 
 
 def test_only_added_losses():
@@ -190,7 +243,7 @@ def test_evaluate_measures_and_trains_nothing():
     before = weights(model)
     values = loop.evaluate(X, Y, WEIGHTS, batch_size=16)
     expected = model.evaluate(X, Y, sample_weight=WEIGHTS, batch_size=16, verbose=0, return_dict=True)
-    assert list(values) == list(expected)
+    assert set(values) == set(expected)
     for name, value in expected.items():
         assert values[name] == pytest.approx(value, rel=1e-5)
     assert all((mine == other).all() for mine, other in zip(weights(model), before, strict=True))
@@ -245,24 +298,22 @@ class OwnLoss(keras.Model):
         return ops.zeros(())
 
 
+def supervised(model=None, *, optimizer="adam", loss="mse", **options):
+    return kustom.Supervised(mlp()() if model is None else model, optimizer=optimizer, loss=loss, **options)
+
+
 WRONG = {
-    "model": (lambda: kustom.Supervised(layers.Dense(1), optimizer="adam", loss="mse"), "model is Dense .*give a keras.Model"),
-    "own step": (lambda: kustom.Supervised(OwnStep(), optimizer="adam", loss="mse"), "OwnStep has a train_step of its own"),
-    "own loss": (lambda: kustom.Supervised(OwnLoss(), optimizer="adam", loss="mse"), "OwnLoss has a compute_loss of its own"),
-    "optimizer": (
-        lambda: kustom.Supervised(mlp()(), optimizer="adaam", loss="mse"),
-        "optimizer is nothing that Keras knows.*adaam",
-    ),
-    "class": (lambda: kustom.Supervised(mlp()(), optimizer=keras.optimizers.Adam, loss="mse"), "optimizer is nothing"),
-    "loss": (lambda: kustom.Supervised(mlp()(), optimizer="adam", loss="msee"), "loss is nothing that Keras knows.*msee"),
-    "losses": (lambda: kustom.Supervised(mlp()(), optimizer="adam", loss={"a": "mse", "b": 3}), "loss holds int '3'"),
-    "metric": (lambda: kustom.Supervised(mlp()(), optimizer="adam", loss="mse", metrics=["maee"]), "metrics is nothing.*maee"),
-    "no list": (
-        lambda: kustom.Supervised(mlp()(), optimizer="adam", loss="mse", metrics="mae"),
-        "metrics is str 'mae'; give a list",
-    ),
-    "weights": (lambda: kustom.Supervised(mlp()(), optimizer="adam", loss="mse", loss_weights="1"), "loss_weights is nothing"),
-    "no loss": (lambda: kustom.Supervised(mlp()(), optimizer="adam", loss=None, loss_weights=[1.0]), "without a loss"),
+    "model": (lambda: supervised(layers.Dense(1)), "model is Dense .*give a keras.Model"),
+    "own step": (lambda: supervised(OwnStep()), "OwnStep has a train_step of its own"),
+    "own loss": (lambda: supervised(OwnLoss()), "OwnLoss has a compute_loss of its own"),
+    "optimizer": (lambda: supervised(optimizer="adaam"), "optimizer is nothing that Keras knows.*adaam"),
+    "class": (lambda: supervised(optimizer=keras.optimizers.Adam), "optimizer is nothing"),
+    "loss": (lambda: supervised(loss="msee"), "loss is nothing that Keras knows.*msee"),
+    "losses": (lambda: supervised(loss={"a": "mse", "b": 3}), "loss holds int '3'"),
+    "metric": (lambda: supervised(metrics=["maee"]), "metrics is nothing.*maee"),
+    "no list": (lambda: supervised(metrics="mae"), "metrics is str 'mae'; give a list"),
+    "weights": (lambda: supervised(loss_weights="1"), "loss_weights is nothing"),
+    "no loss": (lambda: supervised(loss=None, loss_weights=[1.0]), "without a loss"),
 }
 
 

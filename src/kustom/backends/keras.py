@@ -80,7 +80,6 @@ __all__ = [
     "need_compiled",
     "open_scope",
     "own_value",
-    "parts_of",
     "put",
     "reads",
     "reduce_weighted_values",
@@ -88,11 +87,13 @@ __all__ = [
     "registered",
     "registered_names",
     "results",
+    "resumed_at",
     "seed_of_all",
     "set_keras_mask",
     "set_seed_of_all",
     "share",
     "standardize_dtype",
+    "steppers_of",
     "stored",
     "sublayers",
     "takes_training",
@@ -240,7 +241,7 @@ def is_multi(optimizer: Any) -> bool:
     return isinstance(getattr(optimizer, "inner_optimizer", optimizer), MULTI)
 
 
-def parts_of(optimizer: Any) -> list[Any]:
+def steppers_of(optimizer: Any) -> list[Any]:
     """The optimizers that take the steps: those inside of one that scales the loss, or that hands on to several."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     return [*inner.optimizers] if is_multi(inner) else [inner]
@@ -248,7 +249,7 @@ def parts_of(optimizer: Any) -> list[Any]:
 
 def averaged(optimizer: Any) -> list[keras.Variable]:
     """The variables of which `optimizer` keeps an average, which becomes their value now and then, or at the end."""
-    return [v for part in parts_of(optimizer) if part.built and part.use_ema for v in trained_by(part)]
+    return [v for part in steppers_of(optimizer) if part.built and part.use_ema for v in trained_by(part)]
 
 
 def count_of(optimizer: Any) -> int:
@@ -779,13 +780,15 @@ def _built_at_once(plain: Callable[..., Any]) -> Callable[..., Any]:
             return plain(self, *args, **kwargs)
         outside, scope = builders.all[-1], open_scope()
         told, _readers.all = _readers.all, []
+        # What is built inside is so as in any eager build: Keras builds the parts of a model in a scope of its own.
+        around, builders.all = builders.all, []
         global_state.set_global_attribute("stateless_scope", None)
         try:
             with outside():
                 return plain(self, *args, **kwargs)
         finally:
             global_state.set_global_attribute("stateless_scope", scope)
-            _readers.all = told
+            _readers.all, builders.all = told, around
 
     return build
 
@@ -867,12 +870,18 @@ def in_order(model: Any, values: dict[str, Any]) -> Any:
     return model._flatten_metrics_in_order(values)
 
 
+def resumed_at(model: Any) -> int:
+    """The epoch that a callback has told a model to go on from, once: `BackupAndRestore` does; else 0."""
+    epoch, model._initial_epoch = model._initial_epoch, None
+    return epoch or 0
+
+
 def has_strategy(model: Any) -> bool:
     """Whether a model was made under a `tf.distribute` strategy."""
     return getattr(model, "_distribute_strategy", None) is not None
 
 
-def parts_of(model: Any) -> dict[str, Any]:
+def attributes_of(model: Any) -> dict[str, Any]:
     """The variables and objects of Keras that stand in a model's attributes, what it was compiled with among them."""
     kinds = (KerasSaveable, keras.losses.Loss, keras.Variable)
     return {name: value for name, value in vars(model).items() if isinstance(value, kinds)}

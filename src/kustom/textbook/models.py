@@ -77,9 +77,9 @@ class ResidualRegressor(keras.Model):
 class ReconstructingRegressor(keras.Model):
     """A regressor that must also be able to reconstruct its inputs from its last hidden layer.
 
-    0.05 times the mean squared error of the reconstruction is added to the loss; the error itself is shown by `fit` as
-    `reconstruction_error`. (Keras 3 has no `add_metric`; a metric that belongs to the model is updated in `compute_loss`,
-    where each backend keeps what it changes.)
+    0.05 times the mean squared error of the reconstruction is added to the loss; the error itself is shown by `fit` and by
+    `kustom.Loop` as `reconstruction_error`. (Keras 3 has no `add_metric`; a metric that the model keeps in an attribute is
+    found, and a part may update it in `call` on every backend.)
 
     Args:
         output_dim: The number of targets.
@@ -108,16 +108,11 @@ class ReconstructingRegressor(keras.Model):
         for layer in self.hidden:
             z = layer(z)
         reconstruction = self.reconstruct(z)
-        self.add_loss(0.05 * ops.mean(ops.square(reconstruction - inputs)))
+        error = ops.mean(ops.square(reconstruction - inputs))
+        self.add_loss(0.05 * error)
+        # A smaller last batch counts for what it has.
+        self.reconstruction_error.update_state(error, sample_weight=ops.shape(inputs)[0])
         return self.out(z)
-
-    def compute_loss(
-        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
-    ) -> Any:
-        # The first added loss is the model's own; regularizers' come behind it. There is none yet while Keras infers shapes.
-        for added in self.losses[:1]:
-            self.reconstruction_error.update_state(added / 0.05, sample_weight=ops.shape(y_pred)[0])
-        return super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
 
 
 def _dense(units: int, activation: str, initializer: str) -> keras.layers.Dense:

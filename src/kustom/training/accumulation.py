@@ -58,7 +58,7 @@ def take_over(optimizer: Any) -> int | None:
     Raises:
         SettingError: It has begun to accumulate by itself, or holds optimizers that do so differently.
     """
-    holders = private.parts_of(optimizer)
+    holders = private.steppers_of(optimizer)
     steps = {getattr(each, _TAKEN, None) or each.gradient_accumulation_steps or None for each in holders}
     if len(steps) > 1:
         raise SettingError(

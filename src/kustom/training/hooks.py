@@ -56,15 +56,16 @@ class Hooks:
 
     def lend_optimizer(self, reached: list[Any]) -> None:
         """Give a model that is not compiled the step's optimizer, if it is one: callbacks look for it there."""
-        inner = {id(getattr(o, "inner_optimizer", None)) for o in reached}
+        inner = {id(each) for o in reached for each in (getattr(o, "inner_optimizer", None), *getattr(o, "optimizers", ()))}
         outer = [o for o in reached if id(o) not in inner]
         if getattr(self._subject, "optimizer", None) is None and len(outer) == 1:
             self._subject.optimizer = outer[0]
 
-    def begin(self) -> None:
-        """Training begins."""
+    def begin(self) -> int:
+        """Training begins; returns with which epoch, where a callback has found the first ones done."""
         self._subject.stop_training = False
         self.call("on_train_begin")
+        return 0 if isinstance(self._subject, _NoModel) else private.resumed_at(self._subject)
 
     @property
     def stop(self) -> bool:

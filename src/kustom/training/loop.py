@@ -440,8 +440,11 @@ class _Fit:
         """Train all epochs."""
         hooks: Hooks | None = None
         line = StatusLine(self._epochs.stop, self._source.batches, self._verbose)
+        first = self._epochs.start
         try:
             for epoch in self._epochs:
+                if epoch < first:
+                    continue
                 self._source.begin(epoch)
                 # The first is the one to compile for.
                 block = self._pass.take(self._loop._group) if hooks is None else self._take(hooks.by_batch("train"))
@@ -449,7 +452,9 @@ class _Fit:
                     break
                 if hooks is None:
                     hooks = self._prepared(block)
-                    hooks.begin()
+                    first = max(epoch, hooks.begin())
+                    if epoch < first:
+                        continue
                 self._epoch(epoch, block, hooks, line)
                 if hooks.stop or self._source.ended:
                     break
@@ -498,9 +503,10 @@ class _Fit:
         values = now.values()
         if self.validate is not None and self.validate.is_due(epoch):
             values |= {f"val_{name}": value for name, value in self.validate.run(hooks).items()}
+        # Callbacks add to it, such as the learning rate.
+        hooks.call("on_epoch_end", epoch, values)
         self._history.add(epoch, values)
         line.end_epoch(values)
-        hooks.call("on_epoch_end", epoch, values)
 
     def _take(self, by_batch: bool) -> Block | None:
         return self._pass.take(self._loop._group if by_batch else max(self._loop._group, self._pass.runner.most))

@@ -19,7 +19,7 @@ from keras import ops
 
 from kustom.backends import current
 from kustom.backends import keras as private
-from kustom.errors import hide_frames
+from kustom.errors import StepError, hide_frames
 from kustom.gradients.tape import GradientTape
 from kustom.training.history import History
 from kustom.training.leaves import class_weights
@@ -99,11 +99,13 @@ class Model(keras.Model):
             return super().train_step(data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         optimizer = cast(Any, self.optimizer)
+        if optimizer is None:
+            raise StepError("the model was compiled without an optimizer; give one to compile, or override train_step.")
         with GradientTape() as tape:
             y_pred = private.forward(self, x, training=True)
             loss = private.total_loss(self, x, y, y_pred, sample_weight, training=True)
             private.loss_tracker(self).update_state(loss, sample_weight=_samples(x))
-            scaled = loss if optimizer is None else optimizer.scale_loss(loss)
+            scaled = optimizer.scale_loss(loss)
         variables = self.trainable_variables
         if variables:
             optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables, strict=True))

@@ -43,7 +43,7 @@ class Steps(Loop):
     def __init__(self, model: Any) -> None:
         super().__init__(_Train(model), eval_step=model.test_step, model=model)
         self._of: Any = model
-        self._parts = private.parts_of(model)
+        self._parts = private.attributes_of(model)
         self._predictors: dict[tuple[str, str | None], Compiled[..., Any]] = {}
 
     @property

@@ -135,7 +135,7 @@ class Supervised:
             terms, added = self._losses(x, y, y_pred, sample_weight)
             for group, amount, value in terms + added:
                 groups.setdefault(group, (amount, []))[1].append(value)
-            scaled = {group: self.optimizer.scale_loss(sum(values)) for group, (_, values) in groups.items()}
+            scaled = {group: self.optimizer.scale_loss(_sum(values)) for group, (_, values) in groups.items()}
         variables = self._trained()
         if variables:
             if not self.optimizer.built:
@@ -149,7 +149,7 @@ class Supervised:
     def _trained(self) -> list[keras.Variable]:
         variables = self.model.trainable_variables
         if not variables:
-            warnings.warn("The model does not have any trainable weights.", stacklevel=2)
+            warnings.warn(f"{self.model.name!r} has no trainable variables: nothing is trained. Is it frozen?", stacklevel=2)
         return variables
 
     def _apply(self, gradients: list[Any], variables: list[keras.Variable]) -> None:
@@ -157,7 +157,7 @@ class Supervised:
         frozen = [v for v in private.averaged(self.optimizer) if not v.trainable]
         kept = [ops.copy(v) for v in frozen]
         self.optimizer.apply(gradients, variables)
-        if any(each.gradient_accumulation_steps for each in private.parts_of(self.optimizer)):
+        if any(each.gradient_accumulation_steps for each in private.steppers_of(self.optimizer)):
             raise SettingError(
                 f"{self.optimizer.name!r} has made an optimizer that accumulates gradients; it must be there from the first: in "
                 "a keras.optimizers.OptimizerMap."
@@ -225,8 +225,15 @@ class Supervised:
 def _total(terms: list[Any], added: list[Any]) -> Any:
     # In the order in which `fit` adds them up, which rounding depends on.
     losses = [sum(value for *_, value in terms)] if terms else []
-    losses += [value for *_, value in added]
-    return losses[0] if len(losses) == 1 else ops.sum(losses)
+    return _sum([*losses, *(value for *_, value in added)])
+
+
+def _sum(losses: list[Any]) -> Any:
+    if len(losses) == 1:
+        return losses[0]
+    # Those of layers are in the layer's dtype, and TensorFlow does not mix them.
+    dtype = keras.backend.result_type(*(private.standardize_dtype(loss.dtype) for loss in losses))
+    return ops.sum([ops.cast(loss, dtype) for loss in losses])
 
 
 def _samples(x: Any) -> Any:

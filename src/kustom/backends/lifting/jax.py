@@ -177,7 +177,7 @@ class Program:
             for variable, value in zip(self.written, values, strict=True):
                 private.put(variable, value)
                 # Without a callback, in which a Ctrl-C would be lost.
-                vars(variable)[_GIVEN] = weakref.ref(value)
+                variable.__dict__[_GIVEN] = weakref.ref(value)
         return outs
 
     def _donated(self) -> list[Any]:
@@ -186,7 +186,7 @@ class Program:
         if self.can_raise:
             return values
         for i, variable in enumerate(self.written):
-            given = vars(variable).get(_GIVEN)
+            given = variable.__dict__.get(_GIVEN)
             if given is None or given() is not values[i] or sys.getrefcount(values[i]) > _HOLDERS:
                 values[i] = jnp.copy(values[i])
         return values
