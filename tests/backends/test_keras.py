@@ -169,3 +169,59 @@ def test_a_variable_made_of_a_value_in_a_stateless_scope_gets_it_afterwards():
     assert [keras.ops.convert_to_numpy(v).tolist() for v in made] == [1.5, 3, [True, False], [1.0, 1.0]]
     with pytest.raises(ValueError, match="stateless scope"), keras.StatelessScope():
         keras.Variable(1.5)
+
+
+def test_the_losses_of_the_outputs_term_by_term():
+    first, second = keras.losses.MeanSquaredError(), keras.losses.MeanAbsoluteError()
+    terms = private.Terms([first, second], [2.0, 1.0], output_names=["a", "b"])
+    ones, zeros = keras.ops.ones((2, 1)), keras.ops.zeros((2, 1))
+    for _ in range(2):
+        found = terms.terms([ones, 3 * ones], [zeros, zeros], None)
+        assert [(loss, float(value), predicted is zeros, weight) for loss, value, predicted, weight in found] == [
+            (first, 2.0, True, None),
+            (second, 3.0, True, None),
+        ]
+        assert [metric.name for metric in terms.metrics] == ["a_loss", "b_loss"]
+    assert not terms._terms
+
+
+def test_metrics_as_compile_makes_them():
+    metrics = private.CompileMetrics(["mae"], None, output_names=None)
+    assert not metrics.built
+    metrics.update_state(keras.ops.ones((2, 1)), keras.ops.zeros((2, 1)), None)
+    assert {name: float(value) for name, value in metrics.result().items()} == {"mae": 1.0}
+
+
+def test_a_call_with_and_without_training():
+    assert private.takes_training(keras.layers.Dropout(0.5))
+    assert not private.takes_training(keras.layers.Dense(1))
+
+
+def test_what_an_optimizer_was_built_for():
+    a, b, c = (keras.Variable(1.0) for _ in range(3))
+    plain = keras.optimizers.SGD(0.1, use_ema=True)
+    scaled = keras.optimizers.LossScaleOptimizer(plain)
+    assert private.averaged(scaled) == []
+    scaled.build([b, a])
+    for optimizer in (plain, scaled):
+        assert [id(v) for v in private.trained_by(optimizer)] == [id(b), id(a)]
+        assert [id(v) for v in private.averaged(optimizer)] == [id(b), id(a)]
+        assert [id(v) for v in private.unknown_to(optimizer, [a, c, b])] == [id(c)]
+        assert private.steppers_of(optimizer) == [plain]
+        assert not private.is_multi(optimizer)
+    assert private.count_of(plain) == 0
+    plain.apply([keras.ops.ones(())], [a])
+    assert private.count_of(plain) == 1
+
+
+@pytest.mark.skipif(not private.MULTI, reason="Keras 3.14 has no MultiOptimizer")
+def test_an_optimizer_of_several():
+    first, second = keras.optimizers.SGD(), keras.optimizers.Adam()
+    several = private.MULTI[0](keras.optimizers.OptimizerMap(first, {"b": second}))
+    a, b, c = (keras.Variable(1.0, name=name) for name in "abc")
+    several.build([a, b])
+    for optimizer in (several, keras.optimizers.LossScaleOptimizer(several)):
+        assert private.is_multi(optimizer)
+        assert {id(each) for each in private.steppers_of(optimizer)} == {id(first), id(second)}
+        assert [id(v) for v in private.trained_by(optimizer)] == [id(a), id(b)]
+        assert [id(v) for v in private.unknown_to(optimizer, [b, c])] == [id(c)]
