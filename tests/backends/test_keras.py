@@ -112,7 +112,7 @@ def test_what_a_trainer_knows():
     assert not private.has_strategy(model)
     model._initial_epoch = 3
     assert [private.resumed_at(model) for _ in range(2)] == [3, 0]
-    assert {"optimizer", "_loss_tracker", "_compile_loss", "_compile_metrics"} <= private.parts_of(model).keys()
+    assert {"optimizer", "_loss_tracker", "_compile_loss", "_compile_metrics"} <= private.attributes_of(model).keys()
 
 
 def test_functional_models():

@@ -46,6 +46,7 @@ __all__ = [
     "add_state",
     "are_functional",
     "assignments_refused",
+    "attributes_of",
     "averaged",
     "backend_module",
     "builds_at_once",
@@ -780,7 +781,8 @@ def _built_at_once(plain: Callable[..., Any]) -> Callable[..., Any]:
             return plain(self, *args, **kwargs)
         outside, scope = builders.all[-1], open_scope()
         told, _readers.all = _readers.all, []
-        # What is built inside is so as in any eager build: Keras builds the parts of a model in a scope of its own.
+        # What is built inside is built as ever: a model that Keras builds by a symbolic call has a scope of Keras's around
+        # its layers, without which torch would leave their weights on the device "meta".
         around, builders.all = builders.all, []
         global_state.set_global_attribute("stateless_scope", None)
         try:

@@ -503,9 +503,11 @@ class _Fit:
         values = now.values()
         if self.validate is not None and self.validate.is_due(epoch):
             values |= {f"val_{name}": value for name, value in self.validate.run(hooks).items()}
-        # Callbacks add to it, such as the learning rate.
-        hooks.call("on_epoch_end", epoch, values)
-        self._history.add(epoch, values)
+        # Callbacks write into it, such as the learning rate.
+        try:
+            hooks.call("on_epoch_end", epoch, values)
+        finally:
+            self._history.add(epoch, values)
         line.end_epoch(values)
 
     def _take(self, by_batch: bool) -> Block | None:

@@ -170,7 +170,11 @@ class _Run(TorchDispatchMode):
 
     def refuse(self, what: str = "the value of a tensor") -> None:
         """Say that no program can be made of this function."""
-        self.refusal = self.refusal or BranchOnValue(_users_line(self._depth), what)
+        refusal = BranchOnValue(_users_line(self._depth), what)
+        if _in_repr():
+            # Of a variable, for a message: Keras goes on without the value, and so does the function.
+            raise refusal
+        self.refusal = self.refusal or refusal
         raise self.refusal
 
     @contextlib.contextmanager
@@ -361,6 +365,15 @@ def _is_dry(func: Any, args: Any) -> bool:
     if func.name().startswith("aten::_scaled_dot_product"):
         at = next((i for i, spec in enumerate(func._schema.arguments) if spec.name == "dropout_p"), None)
         return at is not None and (at >= len(args) or args[at] == 0.0)
+    return False
+
+
+def _in_repr() -> bool:
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "__repr__" and private.is_library(frame.f_globals.get("__name__")):
+            return True
+        frame = frame.f_back
     return False
 
 
