@@ -14,13 +14,12 @@ import kustom
 from kustom import errors, textbook
 
 OTHERS = {"tensorflow", "jax", "torch"} - {keras.backend.backend()}
-FOREIGN = {f"kustom.backends.{place}{name}" for place in ("", "tapes.") for name in OTHERS}
 MODULES = [
     "kustom",
     *(
         module.name
         for module in pkgutil.walk_packages(kustom.__path__, "kustom.")
-        if module.name not in FOREIGN and not module.name.endswith("__main__")
+        if OTHERS.isdisjoint(module.name.split(".")) and not module.name.endswith("__main__")
     ),
 ]
 

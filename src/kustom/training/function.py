@@ -91,7 +91,7 @@ def function(
         ...     return count * 2
         >>> [float(add(x)) for x in (1.0, 2.0, 3.0)]
         [2.0, 6.0, 12.0]
-        >>> float(count.value), add.traces
+        >>> float(keras.ops.convert_to_numpy(count)), add.traces
         (6.0, 1)
     """
     names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
