@@ -11,7 +11,6 @@ import pytest
 from drawing import Rows, batches, first
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from keras import ops
 
 from kustom import errors
 from kustom.training.data import gives_batches, open_source, split_validation
