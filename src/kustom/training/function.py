@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import operator
 import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -130,6 +131,8 @@ class Compiled(Generic[P, R]):
         self.compiler = compiler
         self.traces = 0
         self._entries: dict[Any, list[Entry]] = {}
+        # Those of calls with nothing but tensors, by their shapes and dtypes.
+        self._of_tensors: dict[Any, list[Entry]] = {}
         # Whether nothing is said of what cannot be compiled.
         self._quiet = self._warned = quiet
         functools.update_wrapper(self, f, updated=())
@@ -155,12 +158,20 @@ class Compiled(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if is_recorded() or _is_traced():
             return self._f(*args, **kwargs)
-        call = self.arguments(args, kwargs)
-        entry = self.entry(call)
+        plain = not kwargs and self._signature is None and _tensors.issuperset(map(type, args))
+        kinds = tuple(map(_kind_of_tensor, args)) if plain else ()
+        if plain and (known := self._of_tensors.get(kinds)) and (entry := self._known(known)):
+            tensors: list[Any] = list(args)
+        else:
+            call = self.arguments(args, kwargs)
+            entry = self.entry(call)
+            tensors = entry.tensors(call)
+            if plain:
+                self._of_tensors[kinds] = self._entries[call.key]
         # It may be called by a step that runs as plain Python, and fails later.
         private.may_be_written(entry.program.written)
         unseen()
-        return entry.result.unpack(entry.program.run(entry.tensors(call)))
+        return entry.result.unpack(entry.program.run(tensors))
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """The arguments of a call, told apart."""
@@ -169,14 +180,20 @@ class Compiled(Generic[P, R]):
     def entry(self, call: Arguments) -> Entry:
         """The program for such a call; traced where there is none yet, or none that still fits."""
         entries = self._entries.setdefault(call.key, [])
-        for entry in entries:
-            if entry.guards.hold():
-                break
-        else:
+        entry = self._known(entries)
+        if entry is None:
             entry = self._traced(call)
             entries.append(entry)
-        entry.guards.adopt_seed()
+            entry.guards.adopt_seed()
         return entry
+
+    def _known(self, entries: list[Entry]) -> Entry | None:
+        """The program that still fits."""
+        for entry in entries:
+            if entry.guards.hold():
+                entry.guards.adopt_seed()
+                return entry
+        return None
 
     def _static_places(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[Any]:
         if self._signature is None:
@@ -280,7 +297,12 @@ def _traced_here() -> Iterator[None]:
 
 def _is_traced() -> bool:
     """Whether a step is being traced around this call."""
-    return _tracing.depth > 0 or current().in_trace()
+    return _tracing.depth > 0 or _in_trace()()
+
+
+@functools.cache
+def _in_trace() -> Callable[[], bool]:
+    return current().in_trace
 
 
 class Entry:
@@ -305,10 +327,14 @@ class _Result:
 
     def pack(self, returned: Any) -> list[Any]:
         leaves, self._tree = optree.tree_flatten(returned, none_is_leaf=True)
-        self._others = [None if ops.is_tensor(leaf) else (leaf,) for leaf in leaves]
+        self._others: list[Any] = [None if ops.is_tensor(leaf) else (leaf,) for leaf in leaves]
+        # It is a single one by itself.
+        self._bare = self._tree.is_leaf()
         return [leaf for leaf in leaves if ops.is_tensor(leaf)]
 
     def unpack(self, outs: list[Any]) -> Any:
+        if self._bare:
+            return outs[0] if outs else self._others[0][0]
         found = iter(outs)
         return optree.tree_unflatten(self._tree, [next(found) if other is None else other[0] for other in self._others])
 
@@ -369,6 +395,8 @@ class Arguments:
 def _number(value: float | complex) -> Any:
     return current("lifting").number(value)
 
+
+_kind_of_tensor = operator.attrgetter("shape", "dtype")
 
 # The backend's own types of tensors, as they are met: to ask Keras costs more than the rest of an argument.
 _tensors: set[type] = set()

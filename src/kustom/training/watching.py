@@ -31,6 +31,8 @@ __all__ = ["Guards", "Reached", "plain_values"]
 _PLAIN = (int, float, str, bytes, bool, complex, type(None))
 # Attributes of Keras's that change while a run goes on, and of which no computation depends.
 _VOLATILE = frozenset(["stop_training", "_called", "_kustom_draws"])
+# Of what Keras keeps in each layer and metric for itself, those that a computation depends on.
+_TELLING = frozenset(["trainable", "_trainable", "autocast", "activity_regularizer", "_supports_masking", "name", "built", "dtype"])
 # Where Keras keeps the graph of a functional model, and what it tracks a second time.
 _UNFOLLOWED = frozenset(
     ["_functional", "_inbound_nodes", "_outbound_nodes", "_tracker", "_nodes", "_nodes_by_depth", "_operations_by_depth"]
@@ -112,8 +114,11 @@ class Reached:
         inside = _unnamed([*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()])
         if hasattr(f, "__wrapped__"):
             inside += _unnamed([vars(f)["__wrapped__"]])
+        # Keras wraps methods of each layer in functions of its own, which always lead to the same.
+        is_users = not private.is_library(f.__globals__.get("__name__"))
         for cell, name in zip(f.__closure__ or (), f.__code__.co_freevars, strict=True):
-            self.cells.append((cell, name))
+            if is_users:
+                self.cells.append((cell, name))
             inside.append((_held(cell), name, None))
         names = set(_names(f.__code__))
         self.names |= names
@@ -175,10 +180,17 @@ class Guards:
 
     def __init__(self, roots: Iterable[Any], before: dict[int, dict[str, Any]], variables: Iterable[keras.Variable]) -> None:
         self.reached = reached = Reached(*roots)
-        self._cells = [(cell, _held(cell)) for cell, _ in reached.cells]
-        self._globals = [(space, name, space[name]) for space, name in reached.globals]
+        self._cells = [cell for cell, _ in reached.cells]
+        self._held = list(map(_held, self._cells))
+        self._globals = reached.globals
+        self._named = list(map(_of_global, *zip(*self._globals, strict=True))) if self._globals else []
+        self._names = list(zip(*self._globals, strict=True)) if self._globals else []
         self._containers = [(c, _ids(c)) for c, _, owner in reached.containers if _is_of_user(owner) and _holds_keras(c)]
-        self._spaces = []
+        self._spaces: list[dict[str, Any]] = []
+        self._gets: list[Any] = []
+        self._kept: list[Any] = []
+        # Names that may not get into a space, since they would hide what the class has.
+        self._shadowed: list[tuple[frozenset[str], dict[str, Any]]] = []
         for obj in reached.objects + reached.others:
             space = vars(obj)
             was = before.get(id(obj))
@@ -187,16 +199,20 @@ class Guards:
                 for name, value in space.items()
                 if _is_plain(value)
                 and name not in _VOLATILE
+                and (name in _TELLING or not private.is_internal(obj, name))
                 and (_is_keras(obj) or name in reached.names)
                 and (was is None or name not in was or was[name] == value)
             ]
             if names:
                 get = operator.itemgetter(*names)
-                # Names that may not get there, since they would hide what the class has.
-                self._spaces.append((space, get, get(space), _of_class(obj) - space.keys()))
+                self._spaces.append(space)
+                self._gets.append(get)
+                self._kept.append(get(space))
+                if shadowed := _of_class(obj) - space.keys():
+                    self._shadowed.append((shadowed, space))
         self._variables = list(variables)
         self._seed = private.seed_of_all(self._variables)
-        self._trainable = list(map(_trainable, self._variables))
+        self._trainable = list(map(private.trainable, self._variables))
         self._config = _config()
 
     def adopt_seed(self) -> None:
@@ -206,31 +222,34 @@ class Guards:
 
     def hold(self) -> bool:
         """Whether all of it is as it was."""
-        # Asked at each call.
+        # Asked at each call, so that what is asked of many is one call of Python.
         try:
-            for space, get, kept, shadowed in self._spaces:
-                if get(space) != kept or (shadowed and not shadowed.isdisjoint(space)):
-                    return False
+            if list(map(_call, self._gets, self._spaces)) != self._kept:
+                return False
         except KeyError:
             return False
-        for cell, kept in self._cells:
-            try:
-                value = cell.cell_contents
-            except ValueError:
-                value = None
-            if value is not kept and not _same(value, kept):
+        for shadowed, space in self._shadowed:
+            if not shadowed.isdisjoint(space):
                 return False
-        for space, name, kept in self._globals:
-            value = space.get(name)
-            if value is not kept and not _same(value, kept):
-                return False
+        try:
+            held = list(map(_content, self._cells))
+        except ValueError:
+            # One is not bound.
+            held = list(map(_held, self._cells))
+        if not _all_same(held, self._held):
+            return False
+        if self._names and not _all_same(list(map(_of_global, *self._names)), self._named):
+            return False
         for container, kept in self._containers:
             if _ids(container) != kept:
                 return False
-        return list(map(_trainable, self._variables)) == self._trainable and _config() == self._config
+        return list(map(private.trainable, self._variables)) == self._trainable and _config() == self._config
 
 
-_trainable = operator.attrgetter("trainable")
+# In the shape that `map` takes them.
+_call: Any = operator.call
+_content: Any = operator.attrgetter("cell_contents")
+_of_global: Any = dict.get
 
 
 def _is_of_user(owner: Any) -> bool:
@@ -250,6 +269,10 @@ def _of_class(obj: Any) -> frozenset[str]:
     """The plain attributes that the user's classes of an object have."""
     classes = [cls for cls in type(obj).__mro__ if not private.is_library(cls.__module__)]
     return frozenset(name for cls in classes for name, value in vars(cls).items() if _is_plain(value) and not name.startswith("__"))
+
+
+def _all_same(values: list[Any], kept: list[Any]) -> bool:
+    return all(map(operator.is_, values, kept)) or all(v is k or _same(v, k) for v, k in zip(values, kept, strict=True))
 
 
 def _same(value: Any, kept: Any) -> bool:
