@@ -28,14 +28,17 @@ from kustom.backends.lifting.state import BranchOnValue
 from kustom.errors import EagerWarning, FunctionError, RetraceWarning, TracerWarning, hide_frames, warn
 from kustom.gradients.applying import Passed, applying, unseen
 from kustom.gradients.tape import is_recorded
+from kustom.training.flags import Flags
 from kustom.training.tracers import tracers_put_back
-from kustom.training.watching import Guards, Reached, plain_values
+from kustom.training.watching import Guards, Reached, values_of
 
 __all__ = ["Compiled", "function"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# How many programs there are for arguments of one kind: those taken last.
+_KEPT = 8
 # From how many programs on a function is said to be traced often.
 _OFTEN = 10
 
@@ -171,7 +174,10 @@ class Compiled(Generic[P, R]):
         # It may be called by a step that runs as plain Python, and fails later.
         private.may_be_written(entry.program.written)
         unseen()
-        return entry.result.unpack(entry.program.run(tensors))
+        outs = entry.program.run(tensors)
+        if entry.is_of_one_call:
+            entry.leave()
+        return entry.result.unpack(outs)
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """The arguments of a call, told apart."""
@@ -183,14 +189,19 @@ class Compiled(Generic[P, R]):
         entry = self._known(entries)
         if entry is None:
             entry = self._traced(call)
-            entries.append(entry)
+            entries.insert(0, entry)
+            # Each keeps what it was made of, such as a model that has another in its place now.
+            del entries[_KEPT:]
             entry.guards.adopt_seed()
         return entry
 
     def _known(self, entries: list[Entry]) -> Entry | None:
         """The program that still fits."""
-        for entry in entries:
+        for i, entry in enumerate(entries):
             if entry.guards.hold():
+                if i:
+                    # The one that was taken last is asked first.
+                    entries.insert(0, entries.pop(i))
                 entry.guards.adopt_seed()
                 return entry
         return None
@@ -225,13 +236,19 @@ class Compiled(Generic[P, R]):
         roots = (*self._about, *form.objects)
         widened = False
         with tracers_put_back(roots, lambda name, owner: gained.append((name, owner))) as reached:
-            before = plain_values(reached)
+            before, flags = values_of(reached), Flags(reached)
             try:
-                program, widened = self._program(flat, call)
+                program, widened = self._program(_looked_at_alike(flat, flags), call, flags)
+                settled = flags.settle()
             except BranchOnValue as refusal:
+                flags.put_back()
                 if not self._quiet:
                     self._warn_of(refusal)
-                program = Eager(flat)
+                # It sets its flags itself.
+                program, settled = Eager(flat), {}
+            except Exception:
+                flags.put_back()
+                raise
         for name, owner in gained:
             warn(
                 f"{f'the attribute {name!r} of {owner!r}' if owner is not None else repr(name)} was given a tensor while a step "
@@ -239,7 +256,7 @@ class Compiled(Generic[P, R]):
                 "assign), or return it.",
                 TracerWarning,
             )
-        return Entry(program, result, Guards(roots, before, program.variables), widened)
+        return Entry(program, result, Guards(roots, before, program.variables, settled), widened, settled)
 
     def _warn_of(self, refusal: BranchOnValue) -> None:
         warn(
@@ -248,16 +265,33 @@ class Compiled(Generic[P, R]):
             EagerWarning,
         )
 
-    def _program(self, flat: Callable[[list[Any]], list[Any]], call: Arguments) -> tuple[Any, bool]:
+    def _program(self, flat: Callable[[list[Any]], list[Any]], call: Arguments, flags: Flags) -> tuple[Any, bool]:
         lifting = current("lifting")
         with _traced_here(), one_value_each():
             try:
                 return lifting.Program(flat, call.leaves, compiler=self.compiler), False
             except Exception as error:
+                if flags.stand and flags.are_doubted:
+                    flags.give_up()
+                    return self._program(flat, call, flags)
                 # A whole number beside floats: TensorFlow computes with one kind at a time.
                 if not (call.whole_numbers and current().refuses_mixed_dtypes(error)):
                     raise
                 return lifting.Program(flat, call.widened(), compiler=self.compiler), True
+
+
+def _looked_at_alike(flat: Callable[[list[Any]], list[Any]], flags: Flags) -> Callable[[list[Any]], list[Any]]:
+    """`flat`, which finds its flags each time as they stood the first time."""
+
+    def alike(leaves: list[Any]) -> list[Any]:
+        flags.put_back()
+        with private.makes() as made:
+            outs = flat(leaves)
+        if made:
+            flags.say_what_is_made()
+        return outs
+
+    return alike
 
 
 class _Methods:
@@ -306,16 +340,36 @@ def _in_trace() -> Callable[[], bool]:
 
 
 class Entry:
-    """A program, what it returns, what Python held when it was made, and whether it takes whole numbers as floats."""
+    """A program, what it returns, what Python held when it was made, and whether it takes whole numbers as floats.
+
+    Where it is of one call, since it sets flags that it depends on, `is_of_one_call` says so, and `leave` is called after it.
+    """
 
     def __init__(
-        self, program: Any, result: _Result, guards: Guards, widened: bool = False, reached: Reached | None = None
+        self,
+        program: Any,
+        result: _Result,
+        guards: Guards,
+        widened: bool = False,
+        flags: dict[Any, tuple[Any, Any, Callable[[Any], None]]] | None = None,
+        reached: Reached | None = None,
     ) -> None:
         self.program = program
         self.result = result
         self.guards = guards
         self.reached = reached or guards.reached
         self.widened = widened
+        self._flags = flags
+
+    @property
+    def is_of_one_call(self) -> bool:
+        """Whether the next call is for another program."""
+        return bool(self._flags)
+
+    def leave(self) -> None:
+        """Set the flags that the function would have set."""
+        for _, after, put in self._flags.values() if self._flags else ():
+            put(after)
 
     def tensors(self, call: Arguments) -> list[Any]:
         """What the program is to be given for a call."""

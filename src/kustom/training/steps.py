@@ -263,7 +263,9 @@ def _run(entry: Entry, tensors: list[Any]) -> dict[str, Any]:
     program = entry.program
     kept = program.keep() if program.can_raise else None
     try:
-        return entry.result.unpack(program.run(tensors))
+        outs = program.run(tensors)
+        entry.leave()
+        return entry.result.unpack(outs)
     except Exception:
         if kept is not None:
             program.restore(kept)
