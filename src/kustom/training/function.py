@@ -126,6 +126,8 @@ class Compiled(Generic[P, R]):
         self._f = f
         # What `f` stands for, where it is the library's own.
         self._about = about or (f,)
+        # What messages are about.
+        self._subject: Any = f if private.is_library(getattr(self._about[0], "__module__", None)) else self._about[0]
         self._static = tuple(static_argnames)
         self._signature = inspect.signature(f) if self._static else None
         if self._signature is not None and (unknown := set(self._static) - set(self._signature.parameters)):
@@ -141,7 +143,7 @@ class Compiled(Generic[P, R]):
         functools.update_wrapper(self, f, updated=())
 
     def __repr__(self) -> str:
-        return f"<kustom.function {_name(self._f)}, {self.traces} traces>"
+        return f"<kustom.function {_name(self._subject)}, {self.traces} traces>"
 
     def __get__(self, owner: Any, cls: type | None = None) -> Any:
         if owner is None:
@@ -217,7 +219,7 @@ class Compiled(Generic[P, R]):
         if self.traces > _OFTEN and not self._warned:
             self._warned = True
             warn(
-                f"{_name(self._f)} has been traced {self.traces} times: for new shapes, other text or objects as arguments, or "
+                f"{self._place()} has been traced {self.traces} times: for new shapes, other text or objects as arguments, or "
                 "changed Python state. Batches of one shape, and tensors or numbers as arguments, need one trace. (Said once.)",
                 RetraceWarning,
             )
@@ -260,10 +262,16 @@ class Compiled(Generic[P, R]):
 
     def _warn_of(self, refusal: BranchOnValue) -> None:
         warn(
-            f"{_name(self._f)} runs without being compiled: {refusal.line} needs a value ({refusal.reason}). Choose by ops.where "
+            f"{self._place()} runs without being compiled: {refusal.line} needs a value ({refusal.reason}). Choose by ops.where "
             "or ops.cond, or name the argument in static_argnames; a number to print, return.",
             EagerWarning,
         )
+
+    def _place(self) -> str:
+        """What the user calls it, and where that is written."""
+        f = self._subject
+        code = getattr(inspect.unwrap(getattr(f, "func", f)), "__code__", None)
+        return _name(f) + (f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else "")
 
     def _program(self, flat: Callable[[list[Any]], list[Any]], call: Arguments, flags: Flags) -> tuple[Any, bool]:
         lifting = current("lifting")
@@ -310,6 +318,7 @@ _METHODS = "_kustom_functions"
 
 
 def _name(f: Callable[..., Any]) -> str:
+    f = getattr(f, "func", f)
     return getattr(f, "__qualname__", type(f).__name__)
 
 

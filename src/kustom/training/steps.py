@@ -226,6 +226,7 @@ class _Method(Compiled[..., Any]):
             return f(*batch)
 
         named.__qualname__ = f"{type(model).__qualname__}.{method}"
+        named.__wrapped__ = getattr(type(model), method)  # pyright: ignore[reportFunctionMemberAccess]
         super().__init__(named, (), eager, compiler, about=(about,))
         self._model = model
         self._training = method == "train_step"
