@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib
 import inspect
+import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
@@ -45,6 +46,7 @@ __all__ = [
     "Terms",
     "add_state",
     "are_functional",
+    "are_placed",
     "assignments_refused",
     "attributes_of",
     "averaged",
@@ -80,8 +82,10 @@ __all__ = [
     "name_nested",
     "need_compiled",
     "open_scope",
+    "own",
     "own_value",
     "put",
+    "put_all",
     "reads",
     "reduce_weighted_values",
     "register",
@@ -103,6 +107,7 @@ __all__ = [
     "total_loss",
     "track",
     "tracked",
+    "trainable",
     "trained_by",
     "undone",
     "uninitialized",
@@ -417,6 +422,23 @@ def own_value(variable: keras.Variable) -> Any:
 def put(variable: keras.Variable, value: Any) -> None:
     """Give `variable` a value of its own dtype and shape outside of every stateless scope."""
     variable._direct_assign(value)
+
+
+# What `own_value` gives, and whether a variable is trainable: for what is asked of many variables at each call of a program,
+# by `map`, so that it costs no frame of Python for each.
+own = operator.attrgetter("_value")
+trainable = operator.attrgetter("_trainable")
+
+
+def are_placed(variables: Iterable[keras.Variable]) -> bool:
+    """Whether one of the variables has a layout over devices, which `put` sees to."""
+    return any(variable._layout is not None for variable in variables)
+
+
+def put_all(variables: list[keras.Variable], values: list[Any]) -> None:
+    """What `put` does, for each of variables that have no layout; no `undone` is told."""
+    for variable, value in zip(variables, values, strict=True):
+        variable._value = value
 
 
 def open_scope() -> keras.StatelessScope | None:
