@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from typing import IO, Any
 
-from kustom.saving.limits import Limits
+from kustom.saving.limits import DEFAULT, Limits
 
 __all__ = ["Archive", "read", "write"]
 
@@ -59,7 +59,7 @@ class Archive:
         """Let go of the bytes."""
 
 
-def read(source: str | PathLike[str] | IO[bytes], limits: Limits = Limits()) -> Archive:
+def read(source: str | PathLike[str] | IO[bytes], limits: Limits = DEFAULT) -> Archive:
     """Read and check an archive; nothing of it is run, imported or written anywhere.
 
     Raises:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 from kustom.errors import LimitError
 
-__all__ = ["Limits"]
+__all__ = ["DEFAULT", "Limits"]
 
 _KIB, _MIB, _TIB = 2**10, 2**20, 2**40
 
@@ -21,7 +21,6 @@ class Limits:
         max_members: The members of the archive.
         max_depth: How deep lists and objects of a JSON member may be nested.
         max_values: The values in a JSON member: numbers, texts, lists, objects, their entries.
-        max_text_bytes: One text in a JSON member.
         max_layers: The layers and operations of all models in the config.
         max_arrays: The arrays in the weights, and the groups that hold them.
         max_asset_bytes: All assets (vocabularies and the like) together.
@@ -33,7 +32,6 @@ class Limits:
     max_members: int = 10_000
     max_depth: int = 128
     max_values: int = 4_000_000
-    max_text_bytes: int = 16 * _MIB
     max_layers: int = 100_000
     max_arrays: int = 1_000_000
     max_asset_bytes: int = 1024 * _MIB
@@ -58,3 +56,6 @@ class Limits:
                 file=file,
                 part=part,
             )
+
+
+DEFAULT = Limits()

@@ -8,7 +8,7 @@ from typing import Any
 
 from kustom.errors import FileError
 from kustom.saving.archive import Archive
-from kustom.saving.limits import Limits
+from kustom.saving.limits import DEFAULT, Limits
 
 __all__ = ["Custom", "Verdict", "judge"]
 
@@ -65,7 +65,7 @@ def judge(
     subject: Archive | dict[str, Any],
     *,
     trust: Trust = (),
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT,
     registered: Mapping[str, Any] | None = None,
     file: str | None = None,
 ) -> Verdict:
