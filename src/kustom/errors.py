@@ -39,15 +39,21 @@ __all__ = [
     "LimitError",
     "LossScaleError",
     "MetricWarning",
+    "MissingPartError",
     "MissingSettingError",
     "NameClashError",
     "NonFiniteError",
     "OptimizerError",
+    "OtherModelError",
+    "RebuildError",
+    "RecordingError",
+    "RecordingWarning",
     "ReservedNameError",
     "RetraceWarning",
     "ReturnError",
     "SettingError",
     "ShapeError",
+    "SourceWarning",
     "StepError",
     "TapeError",
     "TfKerasError",
@@ -55,9 +61,11 @@ __all__ = [
     "TrackingError",
     "UnknownSettingError",
     "UnsafeFileError",
+    "UnsavableError",
     "UnsavableSettingError",
     "UntrustedError",
     "VersionError",
+    "WeightsError",
 ]
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -441,6 +449,71 @@ class LimitError(FileError):
 
     Wrong: `kustom.load("huge.keras", max_bytes=10**6)`.
     Right: `kustom.load("huge.keras", max_bytes=10**9)`, for a file of which you know that it is as large as that.
+    """
+
+
+class MissingPartError(FileError):
+    """A file wants a part whose module cannot be imported, or whose module no longer has it.
+
+    Wrong: a file of `my_package.parts>Gate`, loaded where `my_package` is not installed, or has renamed `Gate`.
+    Right: install the version that the manifest names (`kustom.inspect(path)` shows it), or say where the part is now:
+    `kustom.load(path, trust={"my_package.parts>Gate": my_package.Door})`; for good, `@kustom.part(formerly=...)`.
+    """
+
+
+class RebuildError(FileError):
+    """A part of a file cannot be made of the settings that stand there, or the model not of its parts.
+
+    Wrong: a file that holds `rate` for a part whose field is now called `factor`.
+    Right: `@kustom.part(version=2, migrate=...)`, which turns the older settings into the newer.
+    """
+
+
+class WeightsError(FileError):
+    """The weights in a file do not fit the model that its config makes.
+
+    Wrong: a layer that was given one weight more since the file was written.
+    Right: the version of the code that the file was written with; or a new layer beside it, of another name.
+    """
+
+
+class OtherModelError(FileError):
+    """A model was loaded and is not the one that was saved: it gives another output, or one of its losses another value.
+
+    Wrong: a function in the model was edited since, so that it computes something else.
+    Right: the code that the file was written with; or, where the change is meant, `kustom.load(path, verify=False)`.
+    """
+
+
+class UnsavableError(KustomError, ValueError):
+    """A model could not be loaded again as it is; nothing was written. The message names the part and the reason.
+
+    Wrong: `layer.rate = 0.9` on a layer whose config still says 0.5.
+    Right: the setting told to the constructor, or a part by `@kustom.part`, whose config says what it holds.
+    """
+
+
+class RecordingError(KustomError, ValueError):
+    """An example was given to be recorded with a model, and the model refuses it, or it is too large for a file.
+
+    Wrong: `kustom.save(model, path, example=x[0])`, a sample without the axis of the batch.
+    Right: `kustom.save(model, path, example=x[:1])`.
+    """
+
+
+class RecordingWarning(KustomError, UserWarning):
+    """A file was written without an output, so that nothing shows when it loads as another model.
+
+    Wrong: `kustom.save(model, path)` where the model takes something that cannot be made up.
+    Right: `kustom.save(model, path, example=x[:2])`.
+    """
+
+
+class SourceWarning(KustomError, UserWarning):
+    """The source of a part is another than when the file was written; what the model gives is the same, as far as was recorded.
+
+    Wrong: a helper added to the class, or a comment, which a fingerprint cannot tell from a change of what it computes.
+    Right: save the model again, with the code of now, once its output has been looked at.
     """
 
 
