@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from kustom.gradients.transforms import hvp as hvp
     from kustom.gradients.transforms import jacobian as jacobian
     from kustom.gradients.transforms import value_and_grad as value_and_grad
+    from kustom.saving.loading import load as load
+    from kustom.saving.writing import save as save
     from kustom.training.function import function as function
     from kustom.training.loop import Loop as Loop
     from kustom.training.model import Model as Model
@@ -70,6 +72,8 @@ _HOMES = {
     "Loop": "kustom.training.loop",
     "Supervised": "kustom.training.supervised",
     "Model": "kustom.training.model",
+    "save": "kustom.saving.writing",
+    "load": "kustom.saving.loading",
 }
 _MODULES = ("errors", "textbook", "typing")
 

@@ -57,6 +57,7 @@ __all__ = [
     "averaged",
     "backend_module",
     "builds_at_once",
+    "compile_again",
     "compiled_with",
     "compute_output_spec",
     "count_of",
@@ -64,11 +65,13 @@ __all__ = [
     "deserialized",
     "everyones_seed",
     "fits_memory",
+    "forget_uninitialized",
     "forward",
     "functional_of",
     "get_keras_mask",
     "has_strategy",
     "has_value",
+    "holders_of",
     "in_call",
     "in_layer_call",
     "in_order",
@@ -105,6 +108,7 @@ __all__ = [
     "register",
     "registered",
     "registered_names",
+    "registry",
     "results",
     "resumed_at",
     "save_state",
@@ -453,6 +457,13 @@ def open_scope() -> keras.StatelessScope | None:
 def uninitialized() -> list[keras.Variable]:
     """The variables that were made in a stateless scope and have no value yet."""
     return list(global_state.get_global_attribute("uninitialized_variables") or ())
+
+
+def forget_uninitialized(variables: Iterable[keras.Variable]) -> None:
+    """Have Keras not initialize these at the end of the next stateless scope, which it does with all that were made in one."""
+    known = {id(variable) for variable in variables}
+    waiting = [variable for variable in uninitialized() if id(variable) not in known]
+    global_state.set_global_attribute("uninitialized_variables", waiting)
 
 
 def in_layer_call() -> bool:
@@ -1023,17 +1034,21 @@ def _found(plain: Callable[..., Any]) -> Callable[..., Any]:
 _finding = Exchange(serialization_lib, "_retrieve_class_or_fn", _found)
 
 
-def deserialized(config: Any, finder: Callable[[dict[str, Any], str], Any]) -> tuple[Any, dict[int, Any]]:
+def deserialized(
+    config: Any, finder: Callable[[dict[str, Any], str], Any], known: dict[int, Any] | None = None
+) -> tuple[Any, dict[int, Any]]:
     """What a config stands for, in safe mode, and its objects by their `shared_object_id`.
 
     Args:
         config: A config; what stands in it as an array, or another object, is handed on as it is.
         finder: Asked first for the class or function of a config, given it and the name; None where it knows none.
+        known: Objects that were made before, by their `shared_object_id`.
     """
     sharing = ObjectSharingScope()
     _finders.all.append(finder)
     try:
         with _finding, sharing, SafeModeScope(True):
+            global_state.get_global_attribute("shared_objects/id_to_obj_map").update(known or {})
             made = serialization_lib.deserialize_keras_object(config, safe_mode=True)
             return made, dict(global_state.get_global_attribute("shared_objects/id_to_obj_map"))
     finally:
@@ -1078,6 +1093,10 @@ class Entry(collections.abc.Mapping):
         self._taken(key)
         return stored if self.lazy else stored.read()
 
+    def values_unread(self) -> list[Stored]:
+        """What it holds, unread."""
+        return list(self._stored.values())
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
 
@@ -1116,9 +1135,11 @@ def save_state(model: Any, store: Any, assets: Any = None, skip: Iterable[Any] =
     return visited
 
 
-def load_state(model: Any, store: Any, assets: Any = None, skip: Iterable[Any] = ()) -> tuple[set[int], list[tuple[Any, Exception]]]:
+def load_state(
+    model: Any, store: Any, assets: Any = None, skip_ids: Iterable[int] = ()
+) -> tuple[set[int], list[tuple[Any, Exception]]]:
     """Load a model as Keras does; returns the ids of the objects that it came to, and those that failed with their errors."""
-    visited, failed, errors = {id(obj) for obj in skip}, set(), {}
+    visited, failed, errors = set(skip_ids), set(), {}
     with _lazily, _filling:
         saving_lib._load_state(
             model,
@@ -1293,3 +1314,49 @@ def write_weights(model: Any, target: Any) -> None:
         saving_lib._save_state(model, weights_store=store, assets_store=None, inner_path="", visited_saveables=set())
     finally:
         store.close()
+
+
+def registry() -> dict[str, Any]:
+    """Keras's registry: registered names with what is registered."""
+    return dict(object_registration.GLOBAL_CUSTOM_OBJECTS)
+
+
+def compile_again(
+    model: Any,
+    config: dict[str, Any],
+    finder: Callable[[dict[str, Any], str], Any],
+    known: dict[int, Any],
+    initialize: Callable[[list[keras.Variable]], None],
+) -> dict[int, Any]:
+    """Compile a loaded model as it was; returns the objects that were made for it, by their `shared_object_id`.
+
+    Args:
+        model: The model, with its weights.
+        config: Its compile config.
+        finder: See `deserialized`.
+        known: Objects that were made before.
+        initialize: Gives the variables of losses, metrics and optimizers their first values.
+    """
+    own = type(model).compile is not keras.Model.compile
+    if own or type(model).compile_from_config is not keras.Model.compile_from_config:
+        _finders.all.append(finder)
+        try:
+            with _finding, SafeModeScope(True):
+                model.compile_from_config(config)
+        finally:
+            _finders.all.pop()
+        return {}
+    with keras.StatelessScope(initialize_variables=False), values_wait(), makes() as made:
+        arguments, objects = deserialized(config, finder, known)
+    forget_uninitialized(made)
+    initialize(made)
+    model.compile(**arguments)
+    if model.built and model.optimizer is not None:
+        model.optimizer.build(model.trainable_variables)
+    model.compiled = True
+    return objects
+
+
+def holders_of(model: Any, layer: Any) -> list[Any]:
+    """Those of a model and the layers below it that are `layer`, or have it below them."""
+    return [each for each in model._flatten_layers() if each is layer or any(below is layer for below in each._flatten_layers())]

@@ -24,11 +24,13 @@ from kustom.defining.versions import KEY
 from kustom.errors import FormatError
 from kustom.saving.rebuilding import nodes
 
-__all__ = ["FORMAT", "MEMBER", "describe", "fingerprint", "text_of", "versions"]
+__all__ = ["FORMAT", "MEMBER", "NO_LAYERS", "check_format", "describe", "fingerprint", "text_of", "versions"]
 
 MEMBER = "kustom.json"
 # Raised where an older kustom would read something else than what is meant.
 FORMAT = 1
+# The first names of the paths under which the weights of what is no layer stand.
+NO_LAYERS = ("optimizer", "loss", "metrics", "_compile_loss", "_compile_metrics", "_loss_tracker")
 # Settings of a part that are longer stand in the config alone.
 _SETTINGS = 1 << 14
 

@@ -57,6 +57,7 @@ def rebuild(config: dict[str, Any], finder: Finder) -> Rebuilt:
         private.makes() as made,
     ):
         model, objects = private.deserialized(bare, finder)
+    private.forget_uninitialized(made)
     return Rebuilt(model, objects, compiles, made)
 
 

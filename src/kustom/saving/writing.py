@@ -97,7 +97,7 @@ class _Prepared:
         again = retype(json.loads(_json(tree)), self.types)
         self.config = _json(_pruned(tree, self.originals))
         entries, reached, self.has_assets = _walked(model)
-        refusing.refuse_untracked(model, entries, reached, _PLACES_OF_NO_LAYER)
+        refusing.refuse_untracked(model, entries, reached, manifest.NO_LAYERS)
         self.entry, self.why = recording.input_of(model, example)
         self.outputs = recording.record_outputs(model, self.entry) if self.entry is not None else None
         shape = tuple(self.outputs[0]["shape"]) if self.outputs else ()
@@ -124,9 +124,6 @@ class _Prepared:
             return ""
         reader = getattr(type(original), "from_config", None)
         return "raw" if private.is_of_keras(getattr(reader, "__func__", reader)) else "custom"
-
-
-_PLACES_OF_NO_LAYER = ("optimizer", "loss", "metrics", "_compile_loss", "_compile_metrics", "_loss_tracker")
 
 
 def _serialized(model: Any) -> tuple[dict[str, Any], list[tuple[Any, dict[str, Any]]]]:
@@ -263,7 +260,7 @@ def _manifest(prepared: _Prepared, sums: dict[str, str]) -> dict[str, Any]:
     return {
         "format": manifest.FORMAT,
         "versions": manifest.versions(),
-        "members": sums,
+        "sums": sums,
         "parts": prepared.parts,
         "types": prepared.types,
         "recorded": {**recorded, "measures": values},
