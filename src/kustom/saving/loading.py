@@ -31,7 +31,7 @@ from kustom.errors import (
 )
 from kustom.saving import archive, arrays, manifest, process, recording, trusting
 from kustom.saving.limits import Limits
-from kustom.saving.rebuilding import Rebuilt, is_object, nodes, rebuild, retype
+from kustom.saving.rebuilding import Rebuilt, is_object, nodes, public, rebuild, retype
 from kustom.saving.verdict import judge
 
 __all__ = ["load"]
@@ -307,7 +307,7 @@ def _numbered(config: dict[str, Any]) -> dict[str, Any]:
     def copy(value: Any) -> Any:
         nonlocal count
         if isinstance(value, dict):
-            numbered = {key: copy(item) for key, item in value.items()}
+            numbered = public({key: copy(item) for key, item in value.items()})
             if is_object(value) and "shared_object_id" not in value:
                 count += 1
                 numbered["shared_object_id"] = count

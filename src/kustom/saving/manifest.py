@@ -58,7 +58,7 @@ def describe(config: dict[str, Any], originals: dict[int, Any], is_custom: Any) 
     parts: dict[str, dict[str, Any]] = {}
     for place, node in nodes(config):
         original = originals.get(node.get("shared_object_id", -1))
-        if original is None or not is_custom(node):
+        if original is None or not is_custom(node, original):
             continue
         definition = original if isinstance(original, types.FunctionType) else type(original)
         name = node["registered_name"] or node["class_name"]

@@ -17,7 +17,7 @@ import numpy as np
 from kustom.backends import keras as private
 from kustom.defining.config import decode
 
-__all__ = ["ARRAY", "Rebuilt", "is_object", "nodes", "rebuild", "retype", "types_of"]
+__all__ = ["ARRAY", "Rebuilt", "is_object", "nodes", "public", "rebuild", "retype", "types_of"]
 
 ARRAY = "__numpy__"
 Finder = Callable[[dict[str, Any], str], Any]
@@ -78,6 +78,13 @@ def _without_compile(value: Any, compiles: list[tuple[int, dict[str, Any]]]) -> 
 def is_object(value: Any) -> bool:
     """Whether a part of a config stands for an object: a layer, a loss, a function."""
     return isinstance(value, dict) and "class_name" in value and "config" in value
+
+
+def public(value: dict[str, Any]) -> dict[str, Any]:
+    """The config of an object, an optimizer by its public name: on PyTorch Keras writes the one under which its code is."""
+    if is_object(value) and str(value.get("module")).startswith("keras.src.") and hasattr(keras.optimizers, value["class_name"]):
+        return {**value, "module": "keras.optimizers", "registered_name": None}
+    return value
 
 
 def nodes(value: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

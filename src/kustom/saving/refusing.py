@@ -31,8 +31,15 @@ __all__ = ["is_custom", "name_of", "refuse_code", "refuse_measures", "refuse_oth
 _COMMON = frozenset("self args kwargs name dtype trainable autocast activity_regularizer inputs outputs layers".split())
 
 
-def is_custom(config: dict[str, Any]) -> bool:
-    """Whether the config of an object is that of a part which is not Keras's own."""
+def is_custom(config: dict[str, Any], original: Any = None) -> bool:
+    """Whether the config of an object is that of a part which is not Keras's own.
+
+    Args:
+        config: The config.
+        original: The object, where it is known: a function of Keras's, and one that is registered nowhere, have bare names.
+    """
+    if config["class_name"] == "function":
+        return ">" in str(config["config"]) or (isinstance(original, types.FunctionType) and not private.is_of_keras(original))
     module = config.get("module")
     return not (str(config["class_name"]).startswith("__") or (module and module.split(".")[0] == "keras") or module == "builtins")
 
@@ -66,8 +73,9 @@ def refuse_code(config: Any, customs: list[Any]) -> None:
             )
     for part in customs:
         definition = part if isinstance(part, types.FunctionType) else type(part)
-        naming.refuse_closure(getattr(definition, "fn", None) if isinstance(getattr(definition, "fn", None), types.FunctionType) else definition)
-        if "<locals>" in definition.__qualname__ and keras.saving.get_registered_object(keras.saving.get_registered_name(definition)) is None:
+        function = getattr(definition, "fn", None)
+        naming.refuse_closure(function if isinstance(function, types.FunctionType) else definition)
+        if "<locals>" in definition.__qualname__ and private.registered(keras.saving.get_registered_name(definition)) is None:
             raise UnsavableError(
                 f"{name_of(part)} is defined inside a function and registered nowhere, so that no program could find it again. "
                 "Decorate it with kustom, or define it in a module."
@@ -86,13 +94,11 @@ def rebuilt_twin(config: dict[str, Any], originals: dict[int, Any]) -> Rebuilt:
     """
 
     def find(node: dict[str, Any], name: str) -> Any:
-        if not is_custom(node):
-            return None
         original = originals.get(node.get("shared_object_id", -1))
-        if original is None:
+        if original is None or not is_custom(node, original):
             return None
         definition = original if isinstance(original, types.FunctionType) else type(original)
-        registered = private.registered(node["registered_name"] or name)
+        registered = private.registered(name if definition is original else node["registered_name"] or name)
         return definition if registered is None else registered
 
     with warnings.catch_warnings(record=True) as warned:

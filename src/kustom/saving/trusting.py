@@ -40,10 +40,10 @@ class Parts:
         Raises:
             UntrustedError: It is not among those that were judged.
         """
-        if not is_custom(node):
-            return None
         key = _key(node, name)
         if key not in self._found:
+            if not is_custom(node):
+                return None
             raise UntrustedError(f"a part of it asks for {key}, which was not judged.", file=self._file, wants=(key,))
         self._last = key
         return self._found[key]

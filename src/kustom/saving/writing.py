@@ -26,7 +26,7 @@ from kustom.backends import current
 from kustom.backends import keras as private
 from kustom.errors import RecordingWarning, UnsavableError, hide_frames, refuse_tf_keras
 from kustom.saving import archive, arrays, manifest, process, recording, refusing
-from kustom.saving.rebuilding import is_object, nodes, retype, types_of
+from kustom.saving.rebuilding import is_object, nodes, public, retype, types_of
 
 __all__ = ["save"]
 
@@ -101,7 +101,7 @@ class _Prepared:
         self.entry, self.why = recording.input_of(model, example)
         self.outputs = recording.record_outputs(model, self.entry) if self.entry is not None else None
         shape = tuple(self.outputs[0]["shape"]) if self.outputs else ()
-        measures = {number: obj for number, obj in self.originals.items() if _is_measure(obj, number, tree)}
+        measures = {number: obj for number, obj in self.originals.items() if isinstance(obj, _MEASURES)}
         measured = {number: recording.values(obj, shape) for number, obj in measures.items()}
         self.measured = {number: values for number, values in measured.items() if values}
         self.places = {node.get("shared_object_id"): place for place, node in nodes(tree)}
@@ -115,12 +115,12 @@ class _Prepared:
             errors.warn(f"no output of the model was recorded: {self.why}. Give one batch of what it takes: example=.", RecordingWarning)
 
     def _customs(self, tree: Any) -> list[int]:
-        numbers = [node.get("shared_object_id", -1) for _, node in nodes(tree) if refusing.is_custom(node)]
-        return [number for number in dict.fromkeys(numbers) if number in self.originals]
+        found = {node.get("shared_object_id", -1): node for _, node in nodes(tree)}
+        return [number for number, obj in self.originals.items() if number in found and refusing.is_custom(found[number], obj)]
 
     def _owner_of(self, node: dict[str, Any]) -> str:
         original = self.originals.get(node.get("shared_object_id", -1))
-        if original is None or not refusing.is_custom(node):
+        if original is None or not refusing.is_custom(node, original):
             return ""
         reader = getattr(type(original), "from_config", None)
         return "raw" if private.is_of_keras(getattr(reader, "__func__", reader)) else "custom"
@@ -148,7 +148,7 @@ def _numbered(tree: dict[str, Any], noted: list[tuple[Any, dict[str, Any]]]) -> 
 
 def _renumbered(value: Any, numbers: dict[int, int]) -> Any:
     if isinstance(value, dict):
-        copy = {key: _renumbered(item, numbers) for key, item in value.items()}
+        copy = public({key: _renumbered(item, numbers) for key, item in value.items()})
         if is_object(value) and "shared_object_id" in value:
             copy["shared_object_id"] = numbers[value["shared_object_id"]]
         return copy
@@ -194,9 +194,7 @@ def _json(tree: Any) -> str:
         raise UnsavableError(f"a setting is no JSON: {error}") from error
 
 
-def _is_measure(obj: Any, number: int, tree: Any) -> bool:
-    del number, tree
-    return isinstance(obj, keras.losses.Loss | keras.metrics.Metric)
+_MEASURES = (keras.losses.Loss, keras.metrics.Metric)
 
 
 def _walked(model: Any) -> tuple[dict[str, dict[str, Any]], set[int], bool]:
