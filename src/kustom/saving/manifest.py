@@ -22,7 +22,7 @@ import kustom
 from kustom.defining import naming
 from kustom.defining.versions import KEY
 from kustom.errors import FormatError
-from kustom.saving.rebuilding import nodes
+from kustom.saving.rebuilding import definition_of, nodes
 
 __all__ = ["FORMAT", "MEMBER", "NO_LAYERS", "check_format", "describe", "fingerprint", "text_of", "versions"]
 
@@ -60,7 +60,7 @@ def describe(config: dict[str, Any], originals: dict[int, Any], is_custom: Any) 
         original = originals.get(node.get("shared_object_id", -1))
         if original is None or not is_custom(node, original):
             continue
-        definition = original if isinstance(original, types.FunctionType) else type(original)
+        definition = definition_of(original)
         name = node["registered_name"] or node["class_name"]
         if node["class_name"] == "function":
             name = node["config"]

@@ -7,6 +7,7 @@ optimizer allocates when it is built, so that what a model was compiled with com
 from __future__ import annotations
 
 import contextlib
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 from kustom.backends import keras as private
 from kustom.defining.config import decode
 
-__all__ = ["ARRAY", "Rebuilt", "is_object", "nodes", "public", "rebuild", "retype", "types_of"]
+__all__ = ["ARRAY", "Rebuilt", "definition_of", "is_object", "nodes", "public", "rebuild", "retype", "types_of"]
 
 ARRAY = "__numpy__"
 Finder = Callable[[dict[str, Any], str], Any]
@@ -73,6 +74,11 @@ def _without_compile(value: Any, compiles: list[tuple[int, dict[str, Any]]]) -> 
     elif "compile_config" in value and not is_object(value):
         kept["compile_config"] = value["compile_config"]
     return kept
+
+
+def definition_of(obj: Any) -> Any:
+    """The class of an object; a function is its own definition, and so is a class that stands for its default part."""
+    return obj if isinstance(obj, type | types.FunctionType) else type(obj)
 
 
 def is_object(value: Any) -> bool:

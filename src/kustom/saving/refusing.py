@@ -23,7 +23,7 @@ from kustom.defining import config as configs
 from kustom.defining import naming
 from kustom.errors import UnsavableError
 from kustom.saving import recording
-from kustom.saving.rebuilding import Rebuilt, is_object, nodes, rebuild, without_values
+from kustom.saving.rebuilding import Rebuilt, definition_of, nodes, rebuild, without_values
 
 __all__ = ["is_custom", "name_of", "refuse_code", "refuse_measures", "refuse_other_model", "refuse_other_parts", "refuse_untracked", "rebuilt_twin", "settings_of"]
 
@@ -72,7 +72,7 @@ def refuse_code(config: Any, customs: list[Any]) -> None:
                 "name and decorate it: @kustom.layer, @kustom.activation."
             )
     for part in customs:
-        definition = part if isinstance(part, types.FunctionType) else type(part)
+        definition = definition_of(part)
         function = getattr(definition, "fn", None)
         naming.refuse_closure(function if isinstance(function, types.FunctionType) else definition)
         if "<locals>" in definition.__qualname__ and private.registered(keras.saving.get_registered_name(definition)) is None:
@@ -97,8 +97,8 @@ def rebuilt_twin(config: dict[str, Any], originals: dict[int, Any]) -> Rebuilt:
         original = originals.get(node.get("shared_object_id", -1))
         if original is None or not is_custom(node, original):
             return None
-        definition = original if isinstance(original, types.FunctionType) else type(original)
-        registered = private.registered(name if definition is original else node["registered_name"] or name)
+        definition = definition_of(original)
+        registered = private.registered(name if isinstance(original, types.FunctionType) else node["registered_name"] or name)
         return definition if registered is None else registered
 
     with warnings.catch_warnings(record=True) as warned:
@@ -133,12 +133,13 @@ def refuse_other_parts(twin: Rebuilt, originals: dict[int, Any]) -> None:
         again = twin.objects.get(number)
         if again is None or isinstance(original, types.FunctionType):
             continue
-        if type(again) is not type(original) and not _is_stand_in(type(again), type(original)):
+        cls, other = definition_of(original), definition_of(again)
+        if other is not cls and not _is_stand_in(other, cls):
             raise UnsavableError(
-                f"{name_of(original)} is registered as {keras.saving.get_registered_name(type(original))!r}, and under that name "
-                f"there is now {name_of(type(again))}, as which it would come back. Give one of them another name or package."
+                f"{name_of(original)} is registered as {keras.saving.get_registered_name(cls)!r}, and under that name "
+                f"there is now {name_of(other)}, as which it would come back. Give one of them another name or package."
             )
-        if private.is_of_library(original):
+        if original is cls or private.is_of_keras(cls):
             continue
         for setting, before, after in settings_of(original, again):
             raise UnsavableError(

@@ -26,7 +26,7 @@ from kustom.backends import current
 from kustom.backends import keras as private
 from kustom.errors import RecordingWarning, UnsavableError, hide_frames, refuse_tf_keras
 from kustom.saving import archive, arrays, manifest, process, recording, refusing
-from kustom.saving.rebuilding import is_object, nodes, public, retype, types_of
+from kustom.saving.rebuilding import definition_of, is_object, nodes, public, retype, types_of
 
 __all__ = ["save"]
 
@@ -122,7 +122,7 @@ class _Prepared:
         original = self.originals.get(node.get("shared_object_id", -1))
         if original is None or not refusing.is_custom(node, original):
             return ""
-        reader = getattr(type(original), "from_config", None)
+        reader = getattr(definition_of(original), "from_config", None)
         return "raw" if private.is_of_keras(getattr(reader, "__func__", reader)) else "custom"
 
 
