@@ -23,6 +23,7 @@ class Limits:
         max_values: The values in a JSON member: numbers, texts, lists, objects, their entries.
         max_layers: The layers and operations of all models in the config.
         max_arrays: The arrays in the weights, and the groups that hold them.
+        max_size: A shape in the config, all axes multiplied; a number of units, filters, bins and the like.
         max_asset_bytes: All assets (vocabularies and the like) together.
         max_ratio: How many times larger a compressed member, or a compressed array, may become.
     """
@@ -34,6 +35,7 @@ class Limits:
     max_values: int = 4_000_000
     max_layers: int = 100_000
     max_arrays: int = 1_000_000
+    max_size: int = 2**28
     max_asset_bytes: int = 1024 * _MIB
     max_ratio: int = 100
 

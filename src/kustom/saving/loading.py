@@ -29,7 +29,7 @@ from kustom.errors import (
     WeightsError,
     hide_frames,
 )
-from kustom.saving import archive, arrays, manifest, process, recording, trusting
+from kustom.saving import archive, arrays, manifest, process, recording, resolving
 from kustom.saving.limits import Limits
 from kustom.saving.rebuilding import Rebuilt, is_object, nodes, public, rebuild, retype
 from kustom.saving.verdict import judge
@@ -103,7 +103,7 @@ class _Loading:
         verdict = judge(opened, trust=trust, limits=limits, registered=private.registry())
         verdict.hold()
         folder = None if isinstance(path, io.IOBase) else os.path.dirname(os.path.realpath(os.fspath(path)))
-        self.parts = trusting.resolve(verdict, trust, folder, self.file)
+        self.parts = resolving.resolve(verdict, trust, folder, self.file)
         self.config = self._config()
         self.places = {place: node["shared_object_id"] for place, node in nodes(self.config) if "shared_object_id" in node}
 
@@ -112,7 +112,7 @@ class _Loading:
         rebuilt = self._rebuilt()
         stored = self._stored()
         store = private.Reading(stored)
-        with trusting.assets(self.opened) as assets:
+        with resolving.assets(self.opened) as assets:
             reached = self._load(rebuilt.model, store, assets, ())
             self._refuse_misfits(rebuilt.model, stored, store)
             self._initialize(rebuilt.made)
