@@ -118,6 +118,7 @@ __all__ = [
     "serialized",
     "set_keras_mask",
     "set_seed_of_all",
+    "settings_here",
     "share",
     "standardize_dtype",
     "steppers_of",
@@ -1085,12 +1086,11 @@ class Stored:
 class Entry(collections.abc.Mapping):
     """What a file holds for one object; `lazy` while that is Keras's own code, which hands each array to one variable."""
 
-    def __init__(self, stored: dict[str, Stored], taken: Callable[[str], None]) -> None:
-        self._stored, self._taken, self.lazy = stored, taken, False
+    def __init__(self, stored: dict[str, Stored]) -> None:
+        self._stored, self.lazy = stored, False
 
     def __getitem__(self, key: str) -> Any:
         stored = self._stored[key]
-        self._taken(key)
         return stored if self.lazy else stored.read()
 
     def values_unread(self) -> list[Stored]:
@@ -1108,18 +1108,19 @@ class Reading(saving_lib.H5IOStore):
     """A store that Keras loads from, made of arrays that are read one by one when they are wanted.
 
     Attributes:
-        taken: The places of the arrays that were wanted, `(path, key)`.
+        asked: The paths of the objects that were there to be loaded.
     """
 
     def __init__(self, entries: dict[str, dict[str, Stored]]) -> None:
         self._entries = entries
-        self.taken: set[tuple[str, str]] = set()
+        self.asked: set[str] = set()
 
     def __bool__(self) -> bool:
         return True
 
     def get(self, path: str) -> Any:
-        return Entry(self._entries.get(path, {}), lambda key: self.taken.add((path, key)))
+        self.asked.add(path)
+        return Entry(self._entries.get(path, {}))
 
     def has_path(self, path: str) -> bool:
         return any(each == path or each.startswith(path + "/") for each in self._entries)
@@ -1360,3 +1361,8 @@ def compile_again(
 def holders_of(model: Any, layer: Any) -> list[Any]:
     """Those of a model and the layers below it that are `layer`, or have it below them."""
     return [each for each in model._flatten_layers() if each is layer or any(below is layer for below in each._flatten_layers())]
+
+
+def settings_here() -> dict[str, Any]:
+    """What Keras keeps for this thread, by its own names."""
+    return dict(vars(global_state.GLOBAL_STATE_TRACKER))

@@ -103,7 +103,12 @@ class _Loading:
         verdict = judge(opened, trust=trust, limits=limits, registered=private.registry())
         verdict.hold()
         folder = None if isinstance(path, io.IOBase) else os.path.dirname(os.path.realpath(os.fspath(path)))
-        self.parts = resolving.resolve(verdict, trust, folder, self.file)
+        if verdict.imports:
+            resolving.import_modules(verdict.imports, folder, self.file)
+            # What they registered can be held against its places now.
+            verdict = judge(opened, trust=trust, limits=limits, registered=private.registry())
+            verdict.hold()
+        self.parts = resolving.resolve(verdict, trust, self.file)
         self.config = self._config()
         self.places = {place: node["shared_object_id"] for place, node in nodes(self.config) if "shared_object_id" in node}
 
@@ -198,12 +203,7 @@ class _Loading:
         for variable in model.weights:
             if private.placeholder_of(variable):
                 raise self._misfit(f"the file has no value for {variable.path}, so that it would be a fresh one")
-        unread = [
-            f"{path}/vars/{key}"
-            for path, values in stored.items()
-            for key in values
-            if (path, key) not in store.taken and path.split("/")[0] not in manifest.NO_LAYERS
-        ]
+        unread = sorted(path for path in stored.keys() - store.asked if manifest.is_of_layers(path))
         if unread:
             raise self._misfit(f"the model that its config makes has no place for {', '.join(unread[:3])}")
 

@@ -24,13 +24,13 @@ from kustom.defining.versions import KEY
 from kustom.errors import FormatError
 from kustom.saving.rebuilding import definition_of, nodes
 
-__all__ = ["FORMAT", "MEMBER", "NO_LAYERS", "check_format", "describe", "fingerprint", "text_of", "versions"]
+__all__ = ["FORMAT", "MEMBER", "check_format", "describe", "fingerprint", "is_of_layers", "text_of", "versions"]
 
 MEMBER = "kustom.json"
 # Raised where an older kustom would read something else than what is meant.
 FORMAT = 1
-# The first names of the paths under which the weights of what is no layer stand.
-NO_LAYERS = ("optimizer", "loss", "metrics", "_compile_loss", "_compile_metrics", "_loss_tracker")
+# Under these names stand the weights of what is no layer.
+_COMPILED = frozenset(["optimizer", "loss", "metrics", "_compile_loss", "_compile_metrics", "_loss_tracker"])
 # Settings of a part that are longer stand in the config alone.
 _SETTINGS = 1 << 14
 
@@ -124,6 +124,11 @@ def _version(distribution: str) -> str | None:
 @functools.cache
 def _distributions() -> Any:
     return importlib.metadata.packages_distributions()
+
+
+def is_of_layers(path: str) -> bool:
+    """Whether a path in the weights is that of a layer, and not of what a model was compiled with."""
+    return not _COMPILED.intersection(path.split("/"))
 
 
 def text_of(manifest: dict[str, Any]) -> bytes:

@@ -221,22 +221,19 @@ def _alike(one: Any, other: Any) -> bool:
     return type(one) is type(other) or isinstance(one, keras.Variable | type) or _is_stand_in(type(other), type(one))
 
 
-def refuse_untracked(model: Any, entries: dict[str, dict[str, Any]], reached: set[int], optimizers: tuple[str, ...]) -> None:
+def refuse_untracked(model: Any, entries: dict[str, dict[str, Any]], reached: set[int]) -> None:
     """Refuse weights that are saved and not trained, or trained and not saved.
 
     Args:
         model: The model.
         entries: What was saved under each path.
         reached: The ids of the objects that were saved.
-        optimizers: The first names of the paths of what is no layer.
 
     Raises:
         UnsavableError: There are some.
     """
     known = {id(variable) for variable in [*model.variables, *private.variables_of_metrics(model)]}
     for path, entry in entries.items():
-        if path.split("/")[0] in optimizers:
-            continue
         lost = [value for value in entry.values() if isinstance(value, keras.Variable) and id(value) not in known]
         if lost:
             raise UnsavableError(
@@ -277,11 +274,10 @@ def refuse_other_model(twin: Rebuilt, entries: dict[str, dict[str, Any]], assets
         if failed:
             part, error = failed[0]
             raise UnsavableError(f"{name_of(part)}: its weights would not come back: {_last_line(error)}")
-        unread = sorted({(path, key) for path, values in stored.items() for key in values} - store.taken)
+        unread = sorted(stored.keys() - store.asked)
         if unread:
-            path, key = unread[0]
             raise UnsavableError(
-                f"{path}: its weights would be saved and not come back, since a loaded model does not have them when they are read. "
+                f"{unread[0]}: its weights would be saved and not come back, since a loaded model does not have them when they are read. "
                 "Build in build() every sublayer, and make it in __init__."
             )
         fresh = [variable for variable in twin.model.weights if private.placeholder_of(variable)]

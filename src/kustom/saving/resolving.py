@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from kustom.saving.archive import Archive
 from kustom.saving.refusing import is_custom
 from kustom.saving.verdict import Custom, Verdict
 
-__all__ = ["Parts", "assets", "resolve"]
+__all__ = ["Parts", "assets", "import_modules", "resolve"]
 
 
 class Parts:
@@ -80,20 +80,32 @@ def _key(node: dict[str, Any], name: str) -> str:
     return name if node["class_name"] == "function" else str(node.get("registered_name") or name)
 
 
-def resolve(verdict: Verdict, trust: Any, folder: str | None, file: str) -> Parts:
-    """Import what is trusted, and find the parts of a file that was judged.
+def import_modules(names: Iterable[str], folder: str | None, file: str) -> None:
+    """Import what is trusted, and no module that lies in the folder of the file.
 
     Args:
-        verdict: The verdict, which was held.
-        trust: What `load` was given.
+        names: The modules.
         folder: The folder of the file, or None where it has none.
         file: The file, for messages.
 
     Raises:
-        MissingPartError: A module cannot be imported, or does not have a part.
+        MissingPartError: One of them cannot be imported.
     """
-    for name in verdict.imports:
+    for name in names:
         _import(name, folder, file)
+
+
+def resolve(verdict: Verdict, trust: Any, file: str) -> Parts:
+    """Find the parts of a file that was judged.
+
+    Args:
+        verdict: The verdict, which was held.
+        trust: What `load` was given.
+        file: The file, for messages.
+
+    Raises:
+        MissingPartError: A module does not have a part.
+    """
     given = dict(trust) if isinstance(trust, Mapping) else {}
     found = {}
     for custom in verdict.customs:

@@ -97,7 +97,7 @@ class _Prepared:
         again = retype(json.loads(_json(tree)), self.types)
         self.config = _json(_pruned(tree, self.originals))
         entries, reached, self.has_assets = _walked(model)
-        refusing.refuse_untracked(model, entries, reached, manifest.NO_LAYERS)
+        refusing.refuse_untracked(model, entries, reached)
         self.entry, self.why = recording.input_of(model, example)
         self.outputs = recording.record_outputs(model, self.entry) if self.entry is not None else None
         shape = tuple(self.outputs[0]["shape"]) if self.outputs else ()
@@ -198,13 +198,11 @@ _MEASURES = (keras.losses.Loss, keras.metrics.Metric)
 
 
 def _walked(model: Any) -> tuple[dict[str, dict[str, Any]], set[int], bool]:
-    """What Keras saves of the layers of a model: the variables under each path, the objects it came to, and whether there
-    are assets."""
+    """What Keras saves of the layers of a model, under which path; the ids of the objects it came to; whether there are assets."""
     store = private.Written()
-    optimizer = getattr(model, "optimizer", None)
-    skip = [optimizer, getattr(optimizer, "inner_optimizer", None)] if optimizer is not None else []
-    reached = private.save_state(model, store, skip=[each for each in skip if each is not None])
-    entries = {path: values for path, values in store.entries.items() if values}
+    attributes = [value for layer in private.layers_of(model) for value in [*vars(layer).values(), getattr(layer, "optimizer", None)]]
+    reached = private.save_state(model, store, skip=[each for each in attributes if isinstance(each, keras.optimizers.Optimizer)])
+    entries = {path: values for path, values in store.entries.items() if values and manifest.is_of_layers(path)}
     return entries, reached, any(hasattr(layer, "save_assets") for layer in private.layers_of(model))
 
 
