@@ -232,9 +232,19 @@ def _function(own: str, module: str, obj: Any) -> dict[str, Any] | None:
     cls = "".join(word.capitalize() for word in own.split("_"))
     operations = [getattr(sys.modules[f"keras.src.ops.{each}"], cls, None) for each in ("numpy", "nn", "math")]
     of_one_tensor = list(inspect.signature(obj).parameters) == ["x"]
-    if module in ("keras.ops", "keras.ops.numpy", "keras.ops.nn") and of_one_tensor and any(operations) and _keeps_shape(obj):
+    if (
+        module in ("keras.ops", "keras.ops.numpy", "keras.ops.nn")
+        and of_one_tensor
+        and own not in NO_ACTIVATIONS
+        and any(operations)
+        and _keeps_shape(obj)
+    ):
         return {"kind": "function", "slots": ["activation"]}
     return None
+
+
+# They look like activations, and make windows, or tables, of what they are given.
+NO_ACTIVATIONS = {"bartlett", "blackman", "corrcoef", "flipud", "fliplr", "hamming", "hanning"}
 
 
 def _keeps_shape(function: Any) -> bool:

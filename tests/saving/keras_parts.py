@@ -21,8 +21,9 @@ GIVEN: dict[str, Any] = {
     "decay_rate": 0.5, "boundaries": [1, 2], "values": [0.1, 0.2, 0.3], "first_decay_steps": 5, "end_learning_rate": 0.01,
     "recall": 0.5, "precision": 0.5, "sensitivity": 0.5, "specificity": 0.5, "head_dim": 2, "num_query_heads": 2,
     "num_key_value_heads": 2, "bin_boundaries": [0.0, 1.0], "offset": 0.5, "crop_to_aspect_ratio": True, "max_value": 2.0,
-    "mode": "int8", "feature_names": ["a", "b"], "policy_map": None, "batch_shape": (None, 2), "num_segments": 2, "source_name": None,
-    "output_size": 1, "max_number": 3, "height_factor": 0.1, "width_factor": 0.1, "intermediate_dim": 4, "transforms": None, "num_groups": 1, "channel_axis": -1,
+    "mode": "int8", "feature_names": ["a", "b"], "policy_map": None, "batch_shape": (None, 2), "num_segments": 2,
+    "source_name": None, "output_size": 1, "max_number": 3, "height_factor": 0.1, "width_factor": 0.1, "intermediate_dim": 4,
+    "transforms": None, "num_groups": 1, "channel_axis": -1,
 }  # fmt: skip
 
 
