@@ -20,6 +20,7 @@ from kustom import errors
 from kustom.backends import current
 from kustom.backends import keras as private
 from kustom.errors import (
+    FileError,
     FormatError,
     KustomError,
     LimitError,
@@ -244,7 +245,9 @@ class _Loading:
             shape = tuple(recorded["outputs"][0]["shape"]) if recorded.get("outputs") else ()
             if how is None and compiled:
                 how = self._other_measure(rebuilt, recorded.get("measures", []), shape, allowed)
-        except (AttributeError, IndexError, KeyError) as error:
+        except FileError:
+            raise
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise self._malformed("recorded", error) from error
         if how is not None:
             changed = [name for name, _, _ in self._changed_sources()]

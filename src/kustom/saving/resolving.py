@@ -65,7 +65,7 @@ class Parts:
 
     def nearest(self, text: str) -> str:
         """A hint for a setting that a class no longer takes: the nearest that it does."""
-        unexpected = re.search(r"unexpected keyword argument '(\w+)'", text)
+        unexpected = re.search(r"(?:unexpected keyword argument |Unrecognized keyword arguments passed to \w+: {)'(\w+)'", text)
         if unexpected is None or self._last is None:
             return ""
         try:
