@@ -18,20 +18,28 @@ from typing import Any
 __all__ = ["BLOCK", "Sums", "inflate", "room"]
 
 BLOCK = 2**23
+# Below this, a thread costs more than the sum.
+_FEW = 2**20
 
 
 class Sums:
-    """SHA-256 and CRC-32 of bytes, computed on threads of their own as the bytes come."""
+    """SHA-256 and CRC-32 of bytes, computed as the bytes come; on threads of their own where there are many."""
 
     def __init__(self) -> None:
         self._sha = hashlib.sha256()
         self._crc = 0
-        # One worker each: the blocks are taken in their order.
-        self._workers = (ThreadPoolExecutor(1, "kustom-sha256"), ThreadPoolExecutor(1, "kustom-crc32"))
+        self._workers: tuple[ThreadPoolExecutor, ...] = ()
         self._waiting: list[Future[None]] = []
 
     def update(self, data: Any) -> None:
         """Take the next bytes, which must stay as they are until `wait`."""
+        if not self._workers and len(data) < _FEW:
+            self._sha.update(data)
+            self._crc_update(data)
+            return
+        if not self._workers:
+            # One worker each: the blocks are taken in their order.
+            self._workers = (ThreadPoolExecutor(1, "kustom-sha256"), ThreadPoolExecutor(1, "kustom-crc32"))
         for worker, task in zip(self._workers, (self._sha.update, self._crc_update), strict=True):
             self._waiting.append(worker.submit(task, data))
 

@@ -65,8 +65,8 @@ def judge(
 ) -> Verdict:
     """Judge an archive, or a config alone. Nothing is imported, not even Keras.
 
-    Where `trust` names modules, judge again when they have been imported: what they registered can then be held against
-    the places where the file wants it.
+    Where `trust` names modules, judge again when they have been imported, without them: what they registered is then held
+    against the places where the file wants it, and what they did not register is nobody's.
 
     Args:
         subject: What `archive.read` gave, or the config of a model or another part.
