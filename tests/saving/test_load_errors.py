@@ -106,7 +106,7 @@ def test_a_newer_manifest(tmp_path):
 @pytest.mark.parametrize("value", [5, [7], {"tuples": ["/nowhere"], "outputs": [{}]}], ids=["number", "list", "dict"])
 def test_a_manifest_that_says_something_else(tmp_path, entry, value):
     path = changed(written(tmp_path, Scaled()), kustom=lambda m: m.update({entry: value}))
-    with pytest.raises(errors.FileError, match="kustom.json"):
+    with pytest.raises(errors.FileError, match=r"kustom\.json"):
         kustom.load(path)
 
 

@@ -55,7 +55,9 @@ class Parts:
     def last_place(self, text: str) -> str | None:
         """Where in the file the part stands that was made last, where an error's text speaks of it."""
         for custom in self._customs:
-            if self._last in (custom.registered_name, custom.name) and (custom.name in text or self._last == custom.registered_name):
+            if self._last in (custom.registered_name, custom.name) and (
+                custom.name in text or self._last == custom.registered_name
+            ):
                 return custom.place
         return None
 

@@ -114,7 +114,9 @@ class _Prepared:
             refusing.refuse_other_model(twin, entries, store, self.entry, self.outputs)
         refusing.refuse_measures(twin, self.originals, self.measured, shape)
         if self.outputs is None and model.built:
-            errors.warn(f"no output of the model was recorded: {self.why}. Give one batch of what it takes: example=.", RecordingWarning)
+            errors.warn(
+                f"no output of the model was recorded: {self.why}. Give one batch of what it takes: example=.", RecordingWarning
+            )
 
     def _refuse_what_no_load_takes(self, customs: list[Any]) -> None:
         """Refuse what would be refused when the file is read; what is registered nowhere can be given there by hand."""
@@ -213,7 +215,9 @@ _MEASURES = (keras.losses.Loss, keras.metrics.Metric)
 def _walked(model: Any) -> tuple[dict[str, dict[str, Any]], set[int], bool]:
     """What Keras saves of the layers of a model, under which path; the ids of the objects it came to; whether there are assets."""
     store = private.Written()
-    attributes = [value for layer in private.layers_of(model) for value in [*vars(layer).values(), getattr(layer, "optimizer", None)]]
+    attributes = [
+        value for layer in private.layers_of(model) for value in [*vars(layer).values(), getattr(layer, "optimizer", None)]
+    ]
     reached = private.save_state(model, store, skip=[each for each in attributes if isinstance(each, keras.optimizers.Optimizer)])
     entries = {path: values for path, values in store.entries.items() if values and manifest.is_of_layers(path)}
     return entries, reached, any(hasattr(layer, "save_assets") for layer in private.layers_of(model))
@@ -250,9 +254,10 @@ def _weights(model: Any, target: Any, stack: contextlib.ExitStack) -> memoryview
         view = buffer.getbuffer()
         stack.callback(view.release)
         return view
-    file = stack.enter_context(tempfile.NamedTemporaryFile(dir=os.path.dirname(target) or "."))
-    private.write_weights(model, file.name)
-    return stack.enter_context(contextlib.closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+    with tempfile.NamedTemporaryFile(dir=os.path.dirname(target) or ".") as file:
+        private.write_weights(model, file.name)
+        # It stays for as long as it is mapped.
+        return stack.enter_context(contextlib.closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
 
 
 def _manifest(prepared: _Prepared, sums: dict[str, str]) -> dict[str, Any]:
