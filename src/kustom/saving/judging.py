@@ -81,7 +81,7 @@ class Judge:
 
     def refuse(self, error: type[FileError], place: str, message: str) -> NoReturn:
         """Refuse the part that is being judged."""
-        raise _Refused(error(message, file=self.file, part=self._at(place)))
+        raise _Refused(error(f"{message.rstrip('.')}.", file=self.file, part=self._at(place)))
 
     def unsafe(self, place: str, message: str) -> NoReturn:
         """Refuse the part that is being judged: nothing allows it."""
@@ -108,7 +108,8 @@ class Judge:
             for number, item in enumerate(value):
                 self.part(item, slot, f"{place}[{number}]")
         elif isinstance(value, dict):
-            if "class_name" in value and ("config" in value or slot not in ("data", "any", "node")):
+            marked = str(value.get("class_name")).startswith("__")
+            if "class_name" in value and ("config" in value or marked or slot not in ("data", "any", "node")):
                 self._object(value, slot, place)
             else:
                 for key, item in value.items():
@@ -288,6 +289,8 @@ class Judge:
     def _function(self, value: dict[str, Any], module: str | None, registered_name: str | None, slot: str, place: str) -> None:
         """A function, by its name."""
         name = value["config"]
+        if slot in _NAMED:
+            self.unsafe(place, f"the function {_full(module, str(name))} stands where {_a(slot)} was expected")
         if not isinstance(name, str):
             self.corrupt(place, f"the name of a function is {name!r:.80}")
         if value.keys() - _KEYS:
@@ -380,6 +383,7 @@ class Judge:
         if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
             self.corrupt(place, "the layers of a functional model are no list of layers")
         called = set()
+        before = len(self.anomalies)
         for number, layer in enumerate(layers):
             inside = f"{place}.layers[{number}]"
             nodes = layer.get("inbound_nodes")
@@ -397,6 +401,9 @@ class Judge:
             if sized is not None:
                 self.anomalies.append(LimitError(sized, file=self.file, part=self._at(inside)))
             self.part(layer, "operation", inside)
+        if len(self.anomalies) > before:
+            # What is said of its layers and calls is enough.
+            return
         try:
             cost = graph.attempts(layers, frozenset(called))
         except graph.GraphFault as fault:
@@ -424,11 +431,11 @@ class Judge:
 
     def _mark(self, value: dict[str, Any], name: str, slot: str, place: str) -> None:
         """Plain data that JSON has no form for."""
-        if slot not in ("data", "any", "node", "vocabulary", *_NUMBERS):
-            self.unsafe(place, f"{name} stands where {_a(slot)} was expected")
         fault = marks.fault(value, name, slot, self.limits)
         if fault is not None:
             self.refuse(fault[0], place, fault[1])
+        if slot not in ("data", "any", "node", "vocabulary", *_NUMBERS):
+            self.unsafe(place, f"{name} stands where {_a(slot)} was expected")
         for key in marks.NESTED.get(name, ()):
             self.part(value["config"][key], slot if slot != "node" else "node", f"{place}.config.{key}")
 

@@ -72,7 +72,7 @@ def shapes(value: Any, limits: Limits) -> str | None:
 def of_calls(layer: dict[str, Any], limits: Limits) -> str | None:
     """What to say of an operation that would make more than is allowed; None where none does."""
     module, name = layer.get("module"), layer.get("class_name")
-    if not isinstance(module, str) or not module.startswith("keras.src.ops.") or name not in _MAKE:
+    if not isinstance(module, str) or not isinstance(name, str) or not module.startswith("keras.src.ops.") or name not in _MAKE:
         return None
     for value in (layer.get("config"), layer.get("inbound_nodes")):
         size = max((abs(n) for n in _whole(value)), default=0)

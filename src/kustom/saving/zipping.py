@@ -63,7 +63,7 @@ class _Reader:
         self.found = found
 
     def fail(self, error: type[FileError], message: str, part: str | None = None) -> NoReturn:
-        raise error(message, file=self.file, part=part)
+        raise error(f"{message.rstrip('.')}.", file=self.file, part=part)
 
     def corrupt(self, message: str, part: str | None = None) -> NoReturn:
         self.fail(CorruptFileError, f"{message}. The file is damaged; get it again from where it came.", part)
@@ -228,14 +228,14 @@ def _checked(reader: _Reader, members: list[Member], start: int) -> dict[str, Me
         member, here = _head(reader, member, start)
         if member.name.casefold() in folded:
             reader.note(
-                UnsafeFileError("the member is there twice; readers differ in which they take", file=reader.file, part=member.name)
+                UnsafeFileError("the member is there twice; readers differ in which they take.", file=reader.file, part=member.name)
             )
             continue
         folded.add(member.name.casefold())
         fault = _fault(member)
         if fault is not None:
             error, message = fault
-            reader.note(error(message, file=reader.file, part=member.name))
+            reader.note(error(f"{message}.", file=reader.file, part=member.name))
             continue
         total += member.size
         assets += member.size if member.name.startswith("assets/") else 0

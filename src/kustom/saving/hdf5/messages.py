@@ -67,7 +67,7 @@ def datatype(space: Space, data: bytes, place: str) -> tuple[str, int]:
     elif kind == 9 and size == 16 and b0 & 15 == 1:
         return TEXT, size
     if kind in (3, 9):
-        space.foreign(place, "an array of text, where numbers are expected,")
+        space.foreign(place, "text in the place of numbers")
     if kind == 7:
         space.unsafe(place, "references to other objects")
     space.foreign(place, f"values of the kind {kind} with {size} bytes each")

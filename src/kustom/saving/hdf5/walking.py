@@ -21,7 +21,7 @@ _ENTRY = 40
 _IDLE = {0x0000, 0x0004, 0x0005, 0x0012}
 _NAMED = {
     0x0002: "a group in the newer form",
-    0x0006: "a link message",
+    0x0006: "links in the newer form, as those to other files are",
     0x0007: "external storage, whose values are in another file",
     0x000D: "a comment",
     0x000F: "a shared table of messages",
@@ -30,6 +30,7 @@ _NAMED = {
     0x0016: "a counter of links",
 }
 _REACHES_OUT = {0x0006, 0x0007}
+_READ = {0x0001, 0x0003, 0x0008, 0x000B, 0x000C, 0x0011}
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,7 @@ class _Walk:
         if links != 1:
             space.unsafe(place, f"an object with {links} names (hard links)")
         found: dict[int, list[bytes]] = {}
+        strange: list[int] = []
         blocks, read = [(at + 16, size)], 0
         for start, length in blocks:
             data = space.read(start, length, "messages", place)
@@ -173,7 +175,7 @@ class _Walk:
                 if kind == 0x0010:
                     blocks.append(space.unpack("QQ", message, 0, place))
                 elif kind not in _IDLE:
-                    self._known(kind, place)
+                    strange += [kind] if kind not in _READ else []
                     found.setdefault(kind, []).append(message)
                     if kind != 0x000C and len(found[kind]) > 1:
                         space.corrupt(place, f"two messages of the kind {kind}")
@@ -181,15 +183,15 @@ class _Walk:
                 space.corrupt(place, f"more than the {count} messages that it should have")
         if read != count:
             space.corrupt(place, f"{read} messages, where {count} should be")
+        self._refuse(strange, place)
         return found
 
-    def _known(self, kind: int, place: str) -> None:
-        if kind in (0x0001, 0x0003, 0x0008, 0x000B, 0x000C, 0x0011):
-            return
-        what = _NAMED.get(kind, f"a message of the kind {kind}")
-        if kind in _REACHES_OUT:
-            self.space.unsafe(place, what)
-        self.space.foreign(place, what)
+    def _refuse(self, strange: list[int], place: str) -> None:
+        for kind in strange:
+            if kind in _REACHES_OUT:
+                self.space.unsafe(place, _NAMED[kind])
+        for kind in strange:
+            self.space.foreign(place, _NAMED.get(kind, f"a message of the kind {kind}"))
 
     def _entries(self, tree: int, heap: int, place: str) -> list[_Entry]:
         """The lines of a group, in the order of their names."""
@@ -305,7 +307,7 @@ class _Walk:
         dtype, itemsize = messages.datatype(space, header[0x0003][0], place)
         attributes = self._attributes(header.get(0x000C, ()), place)
         if dtype == messages.TEXT:
-            space.foreign(place, "an array of text, where numbers are expected,")
+            space.foreign(place, "text in the place of numbers")
         if dtype == messages.OPAQUE:
             if attributes.get("dtype") != "bfloat16":
                 space.foreign(place, "values of two bytes that are no bfloat16")
