@@ -1,7 +1,7 @@
-"""What a file costs: `kustom.save` and `kustom.load` beside `model.save` and `keras.saving.load_model`, a model of 100 million weights.
+"""What a file costs: `kustom.save` and `kustom.load` beside Keras's own, for a model of 100 million weights.
 
-Each row is measured in a process of its own, the ways taking turns, best of several; memory is what the process holds at
-most beyond what it held before. What the recorded output costs is shown apart: it is as much as two or three calls of the
+The ways take turns in one process, the best of several counts; memory is what the process holds at most beyond what it
+held before. What the recorded output costs is shown apart: it is as much as two or three calls of the
 model on a small input, whatever its size.
 
     python benchmarks/saving.py --backend jax --layers 6
@@ -22,7 +22,7 @@ PAIRS = {"kustom.save": ("model.save", 1.2), "kustom.load, verify=False": ("load
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--backend", default=os.environ.get("KERAS_BACKEND", "torch"), help="tensorflow, jax or torch")
     options.add_argument("--layers", type=int, default=6, help="dense layers of 4,096 units, 16.8 million weights each")
     options.add_argument("--repeats", type=int, default=5, help="how often each way is measured; the best counts")

@@ -10,7 +10,6 @@ import random
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -63,7 +62,9 @@ def manifest_of(path: Any) -> dict[str, Any]:
 
 
 def test_weights_settings_loss_and_metrics_come_back(tmp_path):
-    model = trained(Bias(np.arange(4)), tb.MyDense(3, activation=tb.my_softplus), loss=capped(cap=0.5), metrics=[tb.HuberMetric(2.0)])
+    model = trained(
+        Bias(np.arange(4)), tb.MyDense(3, activation=tb.my_softplus), loss=capped(cap=0.5), metrics=[tb.HuberMetric(2.0)]
+    )
     kustom.save(model, tmp_path / "model.keras")
     loaded = kustom.load(tmp_path / "model.keras")
     same_weights(model, loaded)
@@ -349,11 +350,11 @@ def test_from_a_callback_while_it_is_trained(tmp_path):
 
 def test_a_path_that_is_none(tmp_path):
     model = trained()
-    with pytest.raises(errors.UnsavableError, match="ends in .keras"):
+    with pytest.raises(errors.UnsavableError, match=r"ends in \.keras"):
         kustom.save(model, tmp_path / "model.h5")
     with pytest.raises(errors.UnsavableError, match="remote address"):
         kustom.save(model, "gs://bucket/model.keras")
-    with pytest.raises(errors.UnsavableError, match="takes a keras.Model"):
+    with pytest.raises(errors.UnsavableError, match=r"takes a keras\.Model"):
         kustom.save(keras.layers.Dense(1), tmp_path / "model.keras")  # pyright: ignore
     with pytest.raises(errors.FormatError, match="address"):
         kustom.load("https://example.com/model.keras")

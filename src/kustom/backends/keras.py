@@ -60,7 +60,6 @@ __all__ = [
     "backend_module",
     "builds_at_once",
     "compile_again",
-    "compiled_with",
     "compute_output_spec",
     "count_of",
     "descendants",
@@ -1026,7 +1025,7 @@ def serialized(obj: Any) -> tuple[dict[str, Any], list[tuple[Any, dict[str, Any]
     _noted.all.append(noted)
     try:
         with _recording, ObjectSharingScope():
-            config = serialization_lib.serialize_keras_object(obj)
+            config: Any = serialization_lib.serialize_keras_object(obj)
     finally:
         _noted.all.remove(noted)
     return config, noted
@@ -1071,9 +1070,9 @@ def deserialized(
     _finders.all.append(finder)
     try:
         with _finding, sharing, SafeModeScope(True):
-            global_state.get_global_attribute("shared_objects/id_to_obj_map").update(known or {})
-            made = serialization_lib.deserialize_keras_object(config, safe_mode=True)
-            return made, dict(global_state.get_global_attribute("shared_objects/id_to_obj_map"))
+            objects: Any = global_state.get_global_attribute("shared_objects/id_to_obj_map")
+            objects.update(known or {})
+            return serialization_lib.deserialize_keras_object(config, safe_mode=True), objects
     finally:
         _finders.all.pop()
 
@@ -1253,13 +1252,6 @@ def seeds_of(model: Any) -> list[keras.Variable]:
     return [generator.state for generator in generators]
 
 
-def compiled_with(model: Any) -> tuple[Any, Any, Any]:
-    """The loss, metrics and weighted metrics that a model was compiled with, as they were given."""
-    metrics = model._compile_metrics
-    given = (metrics._user_metrics, metrics._user_weighted_metrics) if metrics is not None else (None, None)
-    return (model._compile_loss._user_loss if model._compile_loss is not None else None, *given)
-
-
 def synchronize(model: Any) -> None:
     """Have the variables of a model hold what they hold for its trainer, which on JAX keeps their values while it steps."""
     if hasattr(model, "jax_state_sync"):
@@ -1275,7 +1267,7 @@ def kept(*, names: bool) -> Iterator[None]:
     """
     tracker = global_state.GLOBAL_STATE_TRACKER
     before = {name: value.copy() if isinstance(value, list | dict) else value for name, value in vars(tracker).items()}
-    everyones = before.get(GLOBAL_SEED_GENERATOR)
+    everyones: Any = before.get(GLOBAL_SEED_GENERATOR)
     state = keras.ops.copy(everyones.state._value) if everyones is not None and everyones.state._value is not None else None
     floats, fuzz, images = keras.config.floatx(), keras.config.epsilon(), keras.config.image_data_format()
     filtering = keras.config.is_traceback_filtering_enabled()
@@ -1287,7 +1279,7 @@ def kept(*, names: bool) -> Iterator[None]:
             before["object_name_uids"] = vars(tracker).get("object_name_uids", {})
         vars(tracker).clear()
         vars(tracker).update(before)
-        if state is not None:
+        if everyones is not None and state is not None:
             everyones.state._direct_assign(state)
         keras.config.set_floatx(floats)
         keras.config.set_epsilon(fuzz)

@@ -77,7 +77,9 @@ def _first_layers(operation: Any) -> list[Any]:
 
 
 def _rule(shape: Any, dtype: str | None, takers: list[Any], free: int, seed: int) -> dict[str, Any]:
-    sizes = [_ROWS if position == 0 and size is None else free if size is None else int(size) for position, size in enumerate(shape)]
+    sizes = [
+        _ROWS if position == 0 and size is None else free if size is None else int(size) for position, size in enumerate(shape)
+    ]
     words = next((_words(taker) for taker in takers if _words(taker)), None)
     if dtype == "string" or (dtype is None and words is not None):
         return {"shape": sizes, "dtype": "string", "words": words or ["a", "b c"]}

@@ -20,6 +20,7 @@ from kustom import errors
 from kustom.backends import current
 from kustom.backends import keras as private
 from kustom.errors import (
+    FileError,
     FormatError,
     KustomError,
     LimitError,
@@ -143,7 +144,7 @@ class _Loading:
 
     def _malformed(self, entry: str, error: Exception) -> FormatError:
         return FormatError(
-            f"its entry {entry!r} is not what kustom writes: {type(error).__name__}: {error}. Get the file again from where it came.",
+            f"its entry {entry!r} is not what kustom writes: {type(error).__name__}: {error}. Get the file again.",
             file=self.file,
             part=manifest.MEMBER,
         )
@@ -195,9 +196,7 @@ class _Loading:
         return reached
 
     def _misfit(self, text: str) -> WeightsError:
-        return WeightsError(
-            f"{text}. Load it with the code that it was written with.", file=self.file, part=archive.WEIGHTS
-        )
+        return WeightsError(f"{text}. Load it with the code that it was written with.", file=self.file, part=archive.WEIGHTS)
 
     def _refuse_misfits(self, model: Any, stored: dict[str, dict[str, Any]], store: Any) -> None:
         for variable in model.weights:
@@ -238,13 +237,17 @@ class _Loading:
     def _verify(self, rebuilt: Rebuilt, compiled: bool) -> None:
         recorded = self.manifest["recorded"]
         try:
-            alike = self.manifest["versions"]["backend"] == keras.backend.backend() and recorded["device"] == current().device_kind()
+            alike = (
+                self.manifest["versions"]["backend"] == keras.backend.backend() and recorded["device"] == current().device_kind()
+            )
             allowed = float(recorded["tolerance"]) * (1 if alike else 10)
             how = self._other_output(rebuilt.model, recorded, allowed) if "outputs" in recorded else None
             shape = tuple(recorded["outputs"][0]["shape"]) if recorded.get("outputs") else ()
             if how is None and compiled:
                 how = self._other_measure(rebuilt, recorded.get("measures", []), shape, allowed)
-        except (AttributeError, IndexError, KeyError) as error:
+        except FileError:
+            raise
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise self._malformed("recorded", error) from error
         if how is not None:
             changed = [name for name, _, _ in self._changed_sources()]
@@ -321,4 +324,3 @@ def _has_unbuilt_optimizer(store: Any) -> bool:
     """Whether the optimizer of a model was saved before its first step: it has its counters and nothing else."""
     stored = store.get("optimizer/vars") or store.get("optimizer")
     return all(not each.shape for each in stored.values_unread())
-

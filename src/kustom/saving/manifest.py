@@ -144,7 +144,9 @@ def check_format(manifest: dict[str, Any], file: str) -> None:
     """
     version = manifest.get("format")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise FormatError(f"its format is {version!r}, where a whole number was expected; it was not written by kustom.", file=file, part=MEMBER)
+        raise FormatError(
+            f"its format is {version!r}, where a whole number was expected; it was not written by kustom.", file=file, part=MEMBER
+        )
     if version > FORMAT:
         raise FormatError(
             f"it is of format {version}, and this kustom ({kustom.__version__}) reads up to {FORMAT}. Install the one that wrote "

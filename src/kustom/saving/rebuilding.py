@@ -130,7 +130,9 @@ def types_of(config: Any, owner_of: Callable[[dict[str, Any]], str], place: str 
     elif isinstance(config, list | tuple):
         items = list(enumerate(config))
     for key, item in items:
-        of_item = (owner_of(config) if key == "config" else "") if is_object(config) else owner
+        of_item = owner
+        if isinstance(config, dict) and is_object(config):
+            of_item = owner_of(config) if key == "config" else ""
         inner = types_of(item, owner_of, f"{place}/{_escaped(key)}", of_item)
         for kind, places in inner.items():
             found[kind] += places

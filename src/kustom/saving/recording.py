@@ -46,7 +46,9 @@ def input_of(model: Any, example: Any) -> tuple[Any, str | None]:
         try:
             outputs(model, inputs_from(entry))
         except _REFUSALS as error:
-            raise RecordingError(f"the model refuses example=: {_first_line(error)} Give one batch, as model(x) takes it.") from error
+            raise RecordingError(
+                f"the model refuses example=: {_first_line(error)} Give one batch, as model(x) takes it."
+            ) from error
         return entry, None
     if not model.built:
         return None, "the model is not built"
@@ -57,12 +59,19 @@ def input_of(model: Any, example: Any) -> tuple[Any, str | None]:
             return None, why
         entry = _of_rules(rules)
         try:
-            outputs(model, inputs_from(entry))
+            given = outputs(model, inputs_from(entry))
         except _REFUSALS as error:
             why = f"it refuses an input that was made up: {_first_line(error)}"
             continue
-        return entry, None
+        if any(_says_something(array) for _, array in given):
+            return entry, None
+        why = "of an input that was made up it makes nothing, or no numbers"
     return None, why
+
+
+def _says_something(array: np.ndarray) -> bool:
+    """Whether there is anything in an output: some backends let convolutions use up an input, and what is left is empty."""
+    return array.size > 0 and (array.dtype.kind not in "fV" or bool(np.isfinite(array.astype("float64")).any()))
 
 
 def _first_line(error: Exception) -> str:
@@ -109,7 +118,9 @@ def _leaf(leaf: dict[str, Any]) -> Any:
     return keras.ops.convert_to_tensor(array, dtype=leaf["dtype"])
 
 
-def outputs(model: Any, x: Any, scope: Callable[[], AbstractContextManager[Any]] | None = None, seeds: int = 0) -> list[tuple[str, np.ndarray]]:
+def outputs(
+    model: Any, x: Any, scope: Callable[[], AbstractContextManager[Any]] | None = None, seeds: int = 0
+) -> list[tuple[str, np.ndarray]]:
     """The leaves of what a model gives for `x`, each with its place; nothing about it changes.
 
     Args:
@@ -215,7 +226,9 @@ def values(measure: Any, shape: tuple[int, ...]) -> dict[str, list[float]]:
     for name, probe in _PROBES.items():
         if len(shape) < 2 or np.prod(shape) > 1 << 16:
             continue
-        y_true, y_pred = (keras.ops.convert_to_tensor(np.asarray(a, "int32" if a.dtype == "int32" else "float32")) for a in probe(shape))
+        y_true, y_pred = (
+            keras.ops.convert_to_tensor(np.asarray(a, "int32" if a.dtype == "int32" else "float32")) for a in probe(shape)
+        )
         try:
             with warnings.catch_warnings(), keras.StatelessScope(collect_losses=True):
                 warnings.simplefilter("ignore")

@@ -25,7 +25,17 @@ from kustom.errors import UnsavableError
 from kustom.saving import recording
 from kustom.saving.rebuilding import Rebuilt, definition_of, nodes, rebuild, without_values
 
-__all__ = ["is_custom", "name_of", "refuse_code", "refuse_measures", "refuse_other_model", "refuse_other_parts", "refuse_untracked", "rebuilt_twin", "settings_of"]
+__all__ = [
+    "is_custom",
+    "name_of",
+    "rebuilt_twin",
+    "refuse_code",
+    "refuse_measures",
+    "refuse_other_model",
+    "refuse_other_parts",
+    "refuse_untracked",
+    "settings_of",
+]
 
 # Of a constructor's arguments those whose value is Keras's business.
 _COMMON = frozenset("self args kwargs name dtype trainable autocast activity_regularizer inputs outputs layers".split())
@@ -151,7 +161,9 @@ def refuse_other_parts(twin: Rebuilt, originals: dict[int, Any]) -> None:
 
 def _is_stand_in(again: type, original: type) -> bool:
     """Whether a class is a functional model's that Keras makes of the other on the way."""
-    return again.__qualname__ == original.__qualname__ and again.__module__ == original.__module__ and issubclass(again, keras.Model)
+    return (
+        again.__qualname__ == original.__qualname__ and again.__module__ == original.__module__ and issubclass(again, keras.Model)
+    )
 
 
 def _shown(value: Any) -> str:
@@ -277,7 +289,7 @@ def refuse_other_model(twin: Rebuilt, entries: dict[str, dict[str, Any]], assets
         unread = sorted(stored.keys() - store.asked)
         if unread:
             raise UnsavableError(
-                f"{unread[0]}: its weights would be saved and not come back, since a loaded model does not have them when they are read. "
+                f"{unread[0]}: its weights would be saved and not come back, since a loaded model has no such part then. "
                 "Build in build() every sublayer, and make it in __init__."
             )
         fresh = [variable for variable in twin.model.weights if private.placeholder_of(variable)]

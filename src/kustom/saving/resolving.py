@@ -55,7 +55,9 @@ class Parts:
     def last_place(self, text: str) -> str | None:
         """Where in the file the part stands that was made last, where an error's text speaks of it."""
         for custom in self._customs:
-            if self._last in (custom.registered_name, custom.name) and (custom.name in text or self._last == custom.registered_name):
+            if self._last in (custom.registered_name, custom.name) and (
+                custom.name in text or self._last == custom.registered_name
+            ):
                 return custom.place
         return None
 
@@ -65,7 +67,7 @@ class Parts:
 
     def nearest(self, text: str) -> str:
         """A hint for a setting that a class no longer takes: the nearest that it does."""
-        unexpected = re.search(r"unexpected keyword argument '(\w+)'", text)
+        unexpected = re.search(r"(?:unexpected keyword argument |Unrecognized keyword arguments passed to \w+: {)'(\w+)'", text)
         if unexpected is None or self._last is None:
             return ""
         try:

@@ -27,6 +27,7 @@ from kustom.backends import keras as private
 from kustom.errors import RecordingWarning, UnsavableError, hide_frames, refuse_tf_keras
 from kustom.saving import archive, arrays, manifest, process, recording, refusing
 from kustom.saving.rebuilding import definition_of, is_object, nodes, public, retype, types_of
+from kustom.saving.verdict import judge
 
 __all__ = ["save"]
 
@@ -96,6 +97,7 @@ class _Prepared:
         self.parts = manifest.describe(tree, self.originals, refusing.is_custom)
         again = retype(json.loads(_json(tree)), self.types)
         self.config = _json(_pruned(tree, self.originals))
+        self._refuse_what_no_load_takes(customs)
         entries, reached, self.has_assets = _walked(model)
         refusing.refuse_untracked(model, entries, reached)
         self.entry, self.why = recording.input_of(model, example)
@@ -112,7 +114,17 @@ class _Prepared:
             refusing.refuse_other_model(twin, entries, store, self.entry, self.outputs)
         refusing.refuse_measures(twin, self.originals, self.measured, shape)
         if self.outputs is None and model.built:
-            errors.warn(f"no output of the model was recorded: {self.why}. Give one batch of what it takes: example=.", RecordingWarning)
+            errors.warn(
+                f"no output of the model was recorded: {self.why}. Give one batch of what it takes: example=.", RecordingWarning
+            )
+
+    def _refuse_what_no_load_takes(self, customs: list[Any]) -> None:
+        """Refuse what would be refused when the file is read; what is registered nowhere can be given there by hand."""
+        registered = private.registry()
+        named = {keras.saving.get_registered_name(definition_of(part)): definition_of(part) for part in customs}
+        given = {name: definition for name, definition in named.items() if name not in registered}
+        for anomaly in judge(json.loads(self.config), trust=given, registered=registered).anomalies:
+            raise UnsavableError(f"the file would be refused when it is loaded: {anomaly}")
 
     def _customs(self, tree: Any) -> list[int]:
         found = {node.get("shared_object_id", -1): node for _, node in nodes(tree)}
@@ -184,14 +196,17 @@ def _json(tree: Any) -> str:
     try:
         return json.dumps(tree, allow_nan=False)
     except (TypeError, ValueError) as error:
-        for place, node in nodes(tree):
-            inner = node["config"]
-            if isinstance(inner, dict) and not any(is_object(item) for item in inner.values()):
-                try:
-                    json.dumps(inner, allow_nan=False)
-                except (TypeError, ValueError) as of_part:
-                    raise UnsavableError(f"{place} ({node['class_name']}): a setting is no JSON: {of_part}") from error
-        raise UnsavableError(f"a setting is no JSON: {error}") from error
+        broken = [(place, node) for place, node in nodes(tree) if not _is_json(node["config"])]
+        where = f"{broken[-1][0]} ({broken[-1][1]['class_name']}): " if broken else ""
+        raise UnsavableError(f"{where}a setting is no JSON: {error}. Give numbers, text, lists and dicts of them.") from error
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 _MEASURES = (keras.losses.Loss, keras.metrics.Metric)
@@ -200,7 +215,9 @@ _MEASURES = (keras.losses.Loss, keras.metrics.Metric)
 def _walked(model: Any) -> tuple[dict[str, dict[str, Any]], set[int], bool]:
     """What Keras saves of the layers of a model, under which path; the ids of the objects it came to; whether there are assets."""
     store = private.Written()
-    attributes = [value for layer in private.layers_of(model) for value in [*vars(layer).values(), getattr(layer, "optimizer", None)]]
+    attributes = [
+        value for layer in private.layers_of(model) for value in [*vars(layer).values(), getattr(layer, "optimizer", None)]
+    ]
     reached = private.save_state(model, store, skip=[each for each in attributes if isinstance(each, keras.optimizers.Optimizer)])
     entries = {path: values for path, values in store.entries.items() if values and manifest.is_of_layers(path)}
     return entries, reached, any(hasattr(layer, "save_assets") for layer in private.layers_of(model))
@@ -237,9 +254,10 @@ def _weights(model: Any, target: Any, stack: contextlib.ExitStack) -> memoryview
         view = buffer.getbuffer()
         stack.callback(view.release)
         return view
-    file = stack.enter_context(tempfile.NamedTemporaryFile(dir=os.path.dirname(target) or "."))
-    private.write_weights(model, file.name)
-    return stack.enter_context(contextlib.closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+    with tempfile.NamedTemporaryFile(dir=os.path.dirname(target) or ".") as file:
+        private.write_weights(model, file.name)
+        # It stays for as long as it is mapped.
+        return stack.enter_context(contextlib.closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
 
 
 def _manifest(prepared: _Prepared, sums: dict[str, str]) -> dict[str, Any]:
