@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kustom import errors as errors
     from kustom import textbook as textbook
     from kustom import typing as typing
+    from kustom.checking.runner import check as check
     from kustom.defining.decorators import activation as activation
     from kustom.defining.decorators import constraint as constraint
     from kustom.defining.decorators import initializer as initializer
@@ -70,6 +71,7 @@ _HOMES = {
     "Loop": "kustom.training.loop",
     "Supervised": "kustom.training.supervised",
     "Model": "kustom.training.model",
+    "check": "kustom.checking.runner",
 }
 _MODULES = ("errors", "textbook", "typing")
 
