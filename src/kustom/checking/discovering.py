@@ -71,7 +71,9 @@ def might_define_parts(tree: ast.Module) -> bool:
     return False
 
 
-def found_in(namespace: dict[str, Any], tree: ast.Module, everything: ast.Module | None = None, module: str = "") -> Iterator[Found]:
+def found_in(
+    namespace: dict[str, Any], tree: ast.Module, everything: ast.Module | None = None, module: str = ""
+) -> Iterator[Found]:
     """The parts that a module, or a cell, defines.
 
     Args:
@@ -86,7 +88,9 @@ def found_in(namespace: dict[str, Any], tree: ast.Module, everything: ast.Module
     everything = everything or tree
     used = _uses(everything)
     for node in definitions(tree):
-        names = [target.id for target in node.targets if isinstance(target, ast.Name)] if isinstance(node, ast.Assign) else [node.name]
+        names = (
+            [target.id for target in node.targets if isinstance(target, ast.Name)] if isinstance(node, ast.Assign) else [node.name]
+        )
         for name in names:
             if name in namespace and not name.startswith("_"):
                 yield from _part(name, namespace[name], node, used, everything, module)
@@ -105,16 +109,16 @@ def _part(name: str, value: Any, node: Any, used: dict[str, str], everything: as
             yield Found(value, name, kind, node.lineno)
         elif _makes_a_part(node):
             yield from _made(name, value, node)
-    elif isinstance(node, ast.FunctionDef) and hasattr(value, "definition"):
-        yield Found(value, name, kind_of(value), node.lineno)
-    elif isinstance(node, ast.Assign) and _holds_a_function(value, module):
+    elif hasattr(value, "definition") if isinstance(node, ast.FunctionDef) else _holds_a_function(value, module):
         yield Found(value, name, kind_of(value), node.lineno)
 
 
 def _made(name: str, function: Any, node: ast.FunctionDef) -> Iterator[Found]:
     """What a function of no arguments, or of those that have defaults, makes."""
     parameters = inspect.signature(function).parameters.values()
-    needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    needed = [
+        p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
     try:
         made = function(**dict.fromkeys((p.name for p in needed), _GUESSES[0]))
     except Exception:

@@ -15,8 +15,21 @@ from typing import Any
 import keras
 
 __all__ = [
-    *["FAMILIES", "MOVED", "REFUSING", "accepted", "attributes", "family_of", "is_keras", "knows", "moved", "near"],
-    *["nearest_name", "removed", "removed_argument"],
+    "FAMILIES",
+    "MOVED",
+    "REFUSING",
+    "accepted",
+    "attributes",
+    "distance",
+    "family_of",
+    "is_keras",
+    "knows",
+    "moved",
+    "near",
+    "nearest_name",
+    "removed",
+    "removed_argument",
+    "surely",
 ]
 
 # Attributes of Keras 2 objects, and what does their work in Keras 3. The first word is the new name where there is one.
@@ -87,6 +100,25 @@ def near(name: str, names: Any, cutoff: float = 0.6) -> str | None:
     public = [other for other in names if other != name and (not other.startswith("_") or name.startswith("_"))]
     found = difflib.get_close_matches(name, public, n=1, cutoff=cutoff)
     return found[0] if found else None
+
+
+def surely(name: str, other: str) -> bool:
+    """Whether a name is so like another that this is the one that was meant."""
+    return near(name, [other], 0.8) is not None or (len(name) >= 4 and distance(name, other) == 1)
+
+
+def distance(a: str, b: str) -> int:
+    """How many letters must be added, dropped, changed or swapped with the next to turn one text into another."""
+    rows = [list(range(len(b) + 1))]
+    for i, letter in enumerate(a, 1):
+        row = [i]
+        for j, other in enumerate(b, 1):
+            cost = min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (letter != other))
+            if i > 1 and j > 1 and letter == b[j - 2] and a[i - 2] == other:
+                cost = min(cost, rows[-2][j - 2] + 1)
+            row.append(cost)
+        rows.append(row)
+    return rows[-1][-1]
 
 
 def is_keras(thing: Any) -> bool:
@@ -176,6 +208,13 @@ def _texts(function: Any) -> set[str]:
 
 
 @functools.cache
+def _disabled(base: type, name: str) -> bool:
+    """Whether a method of Keras is there only to say that it is gone."""
+    function = next(node for node in ast.walk(_tree(vars(base)[name])) if isinstance(node, ast.FunctionDef))
+    return any(isinstance(node, ast.Raise) and "NotImplementedError" in ast.unparse(node) for node in function.body)
+
+
+@functools.cache
 def attributes(cls: type) -> frozenset[str] | None:
     """The attributes of an instance of a Keras class; None where they cannot be told."""
     names: set[str] = set(dir(cls))
@@ -194,7 +233,8 @@ def attributes(cls: type) -> frozenset[str] | None:
         except (TypeError, OSError, SyntaxError):
             return None
         names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
-    return frozenset(names)
+    gone = {name for base in cls.__mro__ for name in REMOVED if inspect.isfunction(vars(base).get(name)) and _disabled(base, name)}
+    return frozenset(names - gone)
 
 
 @functools.cache

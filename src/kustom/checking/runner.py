@@ -86,8 +86,8 @@ def check(
 
 def checks_of(subject: Subject, only: Codes = None, skip: Codes = None, *, preview: bool = False) -> list[Rule]:
     """The rules that hold for a subject's kind and run something, each after those that it needs."""
-    chosen = [r for r in selected(only, skip, preview=preview) if subject.kind in r.kinds and r.where != "source"]
-    rank = {"here": 0, "new process": 1, "every backend": 2}
+    chosen = [r for r in selected(only, skip, preview=preview) if subject.kind in r.kinds]
+    rank = {"source": -1, "here": 0, "new process": 1, "every backend": 2}
     ordered: list[Rule] = []
 
     def add(each: Rule) -> None:

@@ -16,7 +16,22 @@ import inspect
 import warnings
 from typing import Any
 
-__all__ = ["ROOTS", "ClassInfo", "Instance", "LocalInstance", "Scope", "Thing", "Value", "class_info", "collect", "has", "is_internal", "library", "longest", "resolve"]
+__all__ = [
+    "ROOTS",
+    "ClassInfo",
+    "Instance",
+    "LocalInstance",
+    "Scope",
+    "Thing",
+    "Value",
+    "class_info",
+    "collect",
+    "has",
+    "is_internal",
+    "library",
+    "longest",
+    "resolve",
+]
 
 # The libraries whose names are known. Importing one runs its code, never the code that is read.
 ROOTS = ("keras", "kustom", "numpy", "tensorflow", "jax", "torch")
@@ -206,7 +221,9 @@ def _collect_one(node: ast.AST, scope: Scope) -> None:
             _collect(node.body, inner)
         case ast.Import():
             for alias in node.names:
-                scope.bind(alias.asname or alias.name.partition(".")[0], alias.name if alias.asname else alias.name.partition(".")[0])
+                scope.bind(
+                    alias.asname or alias.name.partition(".")[0], alias.name if alias.asname else alias.name.partition(".")[0]
+                )
         case ast.ImportFrom():
             for alias in node.names:
                 if alias.name == "*":
@@ -302,6 +319,7 @@ def _bound(what: Binding, home: Scope, seen: frozenset[int]) -> tuple[Value, ...
 
 @functools.lru_cache(maxsize=4096)
 def class_info(node: ast.ClassDef, scope: Scope) -> ClassInfo:
+    """The class of a definition, the same one each time."""
     return ClassInfo(node, scope)
 
 
@@ -343,7 +361,11 @@ def library(path: str) -> Thing | None:
     if rest:
         # The import system's own way comes first: a package's attribute may hide a module of the same name.
         home = _module(path.rpartition(".")[0])
-        found = _get(home, rest[-1]) if home is not None else functools.reduce(lambda o, n: None if o is None else _get(o, n), rest, found)
+        found = (
+            _get(home, rest[-1])
+            if home is not None
+            else functools.reduce(lambda o, n: None if o is None else _get(o, n), rest, found)
+        )
     return Thing(found, path) if found is not None else None
 
 

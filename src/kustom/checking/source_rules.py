@@ -45,9 +45,9 @@ def imported_name(reader: Reader, node: ast.ImportFrom) -> None:
         return
     for alias in node.names:
         if alias.name != "*" and inspect.ismodule(module.object) and not has(module.object, alias.name):
-            nearest = keras_names.near(alias.name, dir(module.object), 0.8)
+            nearest = keras_names.near(alias.name, dir(module.object))
             edits = []
-            if nearest:
+            if nearest and keras_names.surely(alias.name, nearest):
                 bound = alias.asname or alias.name
                 edits = [reader.edit(alias, f"{nearest} as {bound}")]
             _missing(reader, alias, module, alias.name, edits)
@@ -69,8 +69,10 @@ def attribute(reader: Reader, node: ast.Attribute) -> None:
     if values and all(isinstance(value, Thing) and inspect.ismodule(value.object) for value in values):
         modules = [value for value in values if isinstance(value, Thing)]
         if not any(has(module.object, node.attr) for module in modules) and not reader.patched(node.attr):
-            nearest = keras_names.moved(modules[0], node.attr) or keras_names.near(node.attr, dir(modules[0].object), 0.8)
-            _missing(reader, node, modules[0], node.attr, reader.end_of(node, node.attr, nearest) if nearest else [])
+            moved = keras_names.moved(modules[0], node.attr)
+            nearest = moved or keras_names.near(node.attr, dir(modules[0].object))
+            certain = nearest is not None and (moved is not None or keras_names.surely(node.attr, nearest))
+            _missing(reader, node, modules[0], node.attr, reader.end_of(node, node.attr, nearest) if certain and nearest else [])
         return
     if node.attr in reader.stored or node.attr in reader.defined or node.attr.startswith("__"):
         return
@@ -231,7 +233,8 @@ def _unknown_argument(reader: Reader, keyword: ast.keyword, function: Any, names
     reader.report(
         "U002",
         keyword,
-        f"{getattr(function, '__name__', function)} takes no argument {name!r}" + (f"; it is called {nearest!r}" if nearest else ""),
+        f"{getattr(function, '__name__', function)} takes no argument {name!r}"
+        + (f"; it is called {nearest!r}" if nearest else ""),
         got=f"{name}=",
         expected=f"{nearest}=" if nearest else "",
         mend=f"write {nearest}=" if nearest else "leave it out; Keras 3 has no such argument",
@@ -342,7 +345,7 @@ def _names_in_text(reader: Reader, node: ast.Call, function: Any) -> None:
         registered = text.value in reader.defined or reader.texts.count(text.value) > 1 or "regist" in reader.source.text
         if registered or not (nearest or reader.closed):
             continue
-        certain = nearest is not None and keras_names.near(text.value, [nearest], 0.8) is not None
+        certain = nearest is not None and keras_names.surely(text.value, nearest)
         reader.report(
             "U002",
             text,
@@ -388,18 +391,4 @@ def _near_miss(name: str, wanted: str) -> bool:
         return False
     if len(wanted) < 8:
         return sorted(name) == sorted(wanted) or any(wanted[:i] + wanted[i + 1 :] == name for i in range(len(wanted)))
-    return _distance(name.lower(), wanted) <= 2
-
-
-def _distance(a: str, b: str) -> int:
-    """How many letters must be added, dropped, changed or swapped with the next to turn one text into another."""
-    rows = [list(range(len(b) + 1))]
-    for i, letter in enumerate(a, 1):
-        row = [i]
-        for j, other in enumerate(b, 1):
-            cost = min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (letter != other))
-            if i > 1 and j > 1 and letter == b[j - 2] and a[i - 2] == other:
-                cost = min(cost, rows[-2][j - 2] + 1)
-            row.append(cost)
-        rows.append(row)
-    return rows[-1][-1]
+    return keras_names.distance(name.lower(), wanted) <= 2

@@ -28,9 +28,6 @@ from kustom.checking.source_rules import BY_NAME, RULES
 
 __all__ = ["Edit", "Problem", "Reader", "Source", "of_file", "read"]
 
-# From this likeness on, the nearest name is the one that was meant.
-CERTAIN = 0.8
-
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Edit:
@@ -242,7 +239,8 @@ class Reader:
         if dynamic and not dynamic <= {"locals"}:
             self.source.undecided["U001"] = f"names may be made by {', '.join(sorted(dynamic))}()"
             return
-        found = _Names(self.tree, filename=self.source.filename).messages
+        by_jupyter = ("display", "get_ipython") if self.source.filename.endswith(".ipynb") else ()
+        found = _Names(self.tree, filename=self.source.filename, builtins=by_jupyter).messages
         places = {(node.lineno, node.col_offset): node for node in ast.walk(self.tree) if isinstance(node, ast.Name)}
         deferred = _deferred_annotations(self.tree)
         for message in found:
@@ -257,10 +255,12 @@ class Reader:
             return
         nearest = keras_names.near(name, scope.names()) or keras_names.near(name, dir(builtins), 0.8)
         is_parameter = nearest is not None and nearest in _parameters(scope.node)
-        certain = nearest is not None and keras_names.near(name, [nearest], CERTAIN) is not None
+        certain = nearest is not None and keras_names.surely(name, nearest)
         # A misspelt parameter that Keras passes by name is mended where it stands.
         elsewhere = is_parameter and name in BY_NAME
-        edits = [Edit(node.lineno, node.col_offset, node.end_col_offset or 0, nearest)] if certain and nearest and not elsewhere else []
+        edits = (
+            [Edit(node.lineno, node.col_offset, node.end_col_offset or 0, nearest)] if certain and nearest and not elsewhere else []
+        )
         meant = f"; the parameter is {nearest!r}" if is_parameter else f"; {nearest!r} is near" if nearest else ""
         self.report(
             "U001",
@@ -338,5 +338,3 @@ def of_file(filename: str) -> Source | None:
         return read(text, filename) if text else None
     except SyntaxError:
         return None
-
-

@@ -28,6 +28,7 @@ DIFFERENTIABLE = frozenset(["loss", "layer", "model", "activation", "regularizer
 
 FAMILIES = {
     "U": "names and calls",
+    "E": "running",
     "C": "config and saving",
     "S": "shapes and dtypes",
     "G": "gradients",
