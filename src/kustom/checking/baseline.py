@@ -149,6 +149,7 @@ def _indent(text: str) -> int:
 
 def _lines(place: Place) -> list[str]:
     if place.cell is None:
+        linecache.checkcache(place.file)
         return linecache.getlines(place.file)
     return _cells(place.file)[place.cell - 1]
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from kustom.checking import keras_names
-from kustom.checking.scopes import ClassInfo, Instance, LocalInstance, Thing, has, is_internal, library, longest
+from kustom.checking.libraries import Thing, has, is_internal, library, longest
+from kustom.checking.scopes import ClassInfo, Instance, LocalInstance
 
 if TYPE_CHECKING:
     from kustom.checking.sources import Reader

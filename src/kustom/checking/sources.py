@@ -23,7 +23,8 @@ import pyflakes.checker
 import pyflakes.messages
 
 from kustom.checking import keras_names, scopes
-from kustom.checking.scopes import ClassInfo, Scope, Thing
+from kustom.checking.libraries import ROOTS, Thing
+from kustom.checking.scopes import ClassInfo, Scope
 from kustom.checking.source_rules import BY_NAME, RULES
 
 __all__ = ["Edit", "Problem", "Reader", "Source", "of_file", "read"]
@@ -147,7 +148,7 @@ class Reader:
         self.defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
         self.texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
         self.imported = {name for node in nodes for name in _imported(node)}
-        self.closed = self.imported <= {*scopes.ROOTS, *sys.stdlib_module_names, *_HARMLESS}
+        self.closed = self.imported <= {*ROOTS, *sys.stdlib_module_names, *_HARMLESS}
         self.imports_keras = bool(self.imported & {"keras", "tensorflow", "kustom"})
 
     def read(self) -> None:
@@ -333,6 +334,7 @@ def _words(node: ast.AST) -> set[str]:
 
 def of_file(filename: str) -> Source | None:
     """What is wrong in a file that Python knows the lines of; None where it has none, or they are no Python."""
+    linecache.checkcache(filename)
     text = "".join(linecache.getlines(filename))
     try:
         return read(text, filename) if text else None

@@ -21,12 +21,22 @@ from typing import Any
 from kustom.checking import discovering
 from kustom.checking.finding import Finding, NotChecked, Outcome
 from kustom.checking.places import place_in
-from kustom.checking.rules import by_code
+from kustom.checking.rules import by_code, selected
 from kustom.checking.sources import Source, read
 from kustom.checking.subjects import Subject, subjects_of
 from kustom.errors import SubjectError, UsageError
 
-__all__ = ["Unit", "files_in", "finding", "module_name", "source_outcomes", "unit_of_expression", "unit_of_file", "units"]
+__all__ = [
+    "Unit",
+    "chosen_outcomes",
+    "files_in",
+    "finding",
+    "module_name",
+    "source_outcomes",
+    "unit_of_expression",
+    "unit_of_file",
+    "units",
+]
 
 _SKIPPED = ("tests", "test", "docs", "build", "dist", "node_modules", "site-packages", "__pycache__")
 
@@ -63,6 +73,9 @@ def units(targets: Iterable[str], *, exclude: Iterable[str] = (), seed: int | st
         UsageError: A target is none of these.
     """
     given: dict[str, Any] = {"seed": seed, "reads_only": reads_only}
+    # As `python -m` does, so that modules in the folder are found by their names.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     for target in targets:
         path = Path(target)
         if target.endswith(".ipynb"):
@@ -246,7 +259,7 @@ def _line(error: BaseException, path: Path) -> int:
     """The last line of a file that a traceback goes through."""
     line, traceback = 1, error.__traceback__
     while traceback is not None:
-        if Path(traceback.tb_frame.f_code.co_filename) == path:
+        if Path(traceback.tb_frame.f_code.co_filename).resolve() == path.resolve():
             line = traceback.tb_lineno
         traceback = traceback.tb_next
     return line
@@ -264,6 +277,12 @@ def source_outcomes(source: Source, place: Any = None) -> list[Outcome]:
         more = {"mend": p.mend} if p.mend else {}
         found.append(finding(p.code, around, where, p.message, got=p.got, expected=p.expected, **more))
     return [*found, *(NotChecked(code, module, why) for code, why in source.undecided.items())]
+
+
+def chosen_outcomes(outcomes: list[Outcome], only: Any, skip: Any, preview: bool) -> list[Outcome]:
+    """Those whose codes are asked for."""
+    codes = {rule.code for rule in selected(only, skip, preview=preview)}
+    return [outcome for outcome in outcomes if outcome.code in codes]
 
 
 def finding(code: str, part: str, place: str, message: str, **more: str) -> Finding:
