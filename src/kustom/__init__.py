@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from kustom.gradients.transforms import hvp as hvp
     from kustom.gradients.transforms import jacobian as jacobian
     from kustom.gradients.transforms import value_and_grad as value_and_grad
+    from kustom.saving.inspecting import inspect as inspect
     from kustom.training.function import function as function
     from kustom.training.loop import Loop as Loop
     from kustom.training.model import Model as Model
@@ -67,6 +68,7 @@ _HOMES = {
     "custom_gradient": "kustom.gradients.custom",
     "numerical_gradient": "kustom.gradients.numerical",
     "check_gradient": "kustom.gradients.numerical",
+    "inspect": "kustom.saving.inspecting",
     "function": "kustom.training.function",
     "Loop": "kustom.training.loop",
     "Supervised": "kustom.training.supervised",

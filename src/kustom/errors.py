@@ -23,17 +23,21 @@ __all__ = [
     "ClosureError",
     "ConfigError",
     "ConformanceError",
+    "CorruptFileError",
     "DataError",
     "DataWarning",
     "DefinitionError",
     "DtypeMixError",
     "EagerWarning",
     "ExecutionError",
+    "FileError",
+    "FormatError",
     "FunctionError",
     "GradientCheckError",
     "GradientError",
     "GradientWarning",
     "KustomError",
+    "LimitError",
     "LossScaleError",
     "MetricWarning",
     "MissingSettingError",
@@ -52,7 +56,9 @@ __all__ = [
     "TracerWarning",
     "TrackingError",
     "UnknownSettingError",
+    "UnsafeFileError",
     "UnsavableSettingError",
+    "UntrustedError",
     "UsageError",
     "VersionError",
 ]
@@ -406,6 +412,68 @@ class TfKerasError(KustomError, TypeError):
     """An object of `tf_keras` (Keras 2) was given; kustom makes parts of Keras 3, and the two do not mix.
 
     Wrong: `class MyDense(tf_keras.layers.Layer)`. Right: `class MyDense(keras.layers.Layer)`.
+    """
+
+
+class FileError(KustomError, ValueError):
+    """A model's file cannot be read, or must not be; the base of all that is said about files.
+
+    Wrong: `kustom.load("notes.txt")`. Right: the path of a `.keras` file, as `kustom.save` and `model.save` write it.
+
+    Attributes:
+        file: The file, as it was given; None where it is not known.
+        part: The member of the file, and the place in it, such as `config.json: config.layers[3]`.
+    """
+
+    def __init__(self, message: str, *, file: str | None = None, part: str | None = None) -> None:
+        super().__init__(": ".join(filter(None, [file, part, message])))
+        self.file = file
+        self.part = part
+
+
+class FormatError(FileError):
+    """A file is of another kind than can be read here, or of a newer version of it.
+
+    Wrong: `kustom.load("model.h5")`, Keras's older format, which keeps no promise about what it runs.
+    Right: load it with the program that wrote it, `kustom.save(model, "model.keras")`, and load that.
+    """
+
+
+class CorruptFileError(FileError):
+    """A file is damaged: cut off, with bits flipped, a member missing, text that is no JSON, sums that do not agree.
+
+    Wrong: a download that stopped half-way. Right: the file again, from where it came.
+    """
+
+
+class UnsafeFileError(FileError):
+    """A file holds what no model needs and what could be misused: nothing of it was run, and no `trust=` allows it.
+
+    Wrong: a `Lambda` layer, whose Python code stands in the file; weights that are a link to another file.
+    Right: a layer of your own, `@kustom.layer`, whose code stands in a module that you trust.
+    """
+
+
+class UntrustedError(FileError):
+    """A file wants parts that the running program neither has registered nor was told to trust; nothing was imported.
+
+    Wrong: `kustom.load("model.keras")` where the model has a layer of `my_package`.
+    Right: `kustom.load("model.keras", trust="my_package")`, or `import my_package` before.
+
+    Attributes:
+        wants: What the file wants, as registered names, or as `module.name` where it has none.
+    """
+
+    def __init__(self, message: str, *, file: str | None = None, part: str | None = None, wants: tuple[str, ...] = ()) -> None:
+        super().__init__(message, file=file, part=part)
+        self.wants = wants
+
+
+class LimitError(FileError):
+    """A file is larger, deeper or asks for more than the limits allow; the message says which to raise.
+
+    Wrong: `kustom.load("huge.keras", max_bytes=10**6)`.
+    Right: `kustom.load("huge.keras", max_bytes=10**9)`, for a file of which you know that it is as large as that.
     """
 
 

@@ -19,6 +19,7 @@ __all__ = ["main"]
 
 _COMMANDS = {
     "check": "check the parts in files, folders, modules and notebooks",
+    "inspect": "show what a model's file holds, and what speaks against loading it; nothing of it is run",
     "plot": "draw the value and the gradient of a part",
     "rule": "explain a rule: what it asserts, why, an example that fails, how to mend it",
     "rules": "list the rules",
