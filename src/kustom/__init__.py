@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from kustom import errors as errors
     from kustom import textbook as textbook
     from kustom import typing as typing
+    from kustom.checking.plot import plot as plot
+    from kustom.checking.pytest_plugin import parametrize_with_checks as parametrize_with_checks
     from kustom.checking.runner import check as check
     from kustom.defining.decorators import activation as activation
     from kustom.defining.decorators import constraint as constraint
@@ -74,6 +76,8 @@ _HOMES = {
     "Supervised": "kustom.training.supervised",
     "Model": "kustom.training.model",
     "check": "kustom.checking.runner",
+    "parametrize_with_checks": "kustom.checking.pytest_plugin",
+    "plot": "kustom.checking.plot",
 }
 _MODULES = ("errors", "textbook", "typing")
 

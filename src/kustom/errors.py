@@ -40,6 +40,7 @@ __all__ = [
     "LimitError",
     "LossScaleError",
     "MetricWarning",
+    "MissingLibraryError",
     "MissingSettingError",
     "NameClashError",
     "NonFiniteError",
@@ -391,6 +392,13 @@ class ConformanceError(KustomError, AssertionError):
     def __init__(self, report: Any) -> None:
         super().__init__(str(report))
         self.report = report
+
+
+class MissingLibraryError(KustomError, ImportError):
+    """Something was asked for that needs a library which kustom is installed without.
+
+    Wrong: `kustom.plot(part)` after `pip install "kustom[jax]"`. Right: `pip install "kustom[jax,plot]"`.
+    """
 
 
 class SubjectError(KustomError, TypeError):
