@@ -25,6 +25,7 @@ from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.variables import is_float_dtype, standardize_dtype
 from keras.src.losses.loss import reduce_weighted_values
+from keras.src.losses.losses import LossFunctionWrapper
 from keras.src.models.functional import Functional
 from keras.src.models.model import functional_init_arguments as are_functional
 from keras.src.random import seed_generator
@@ -53,6 +54,7 @@ __all__ = [
     "add_state",
     "are_functional",
     "are_placed",
+    "as_loss",
     "assets_in",
     "assignments_refused",
     "attributes_of",
@@ -110,6 +112,7 @@ __all__ = [
     "reduce_weighted_values",
     "register",
     "registered",
+    "registered_as",
     "registered_names",
     "registry",
     "results",
@@ -137,6 +140,7 @@ __all__ = [
     "tracked",
     "trainable",
     "trained_by",
+    "training_default",
     "undone",
     "uninitialized",
     "unknown_to",
@@ -207,6 +211,16 @@ def registered(name: str) -> Any:
     return object_registration.GLOBAL_CUSTOM_OBJECTS.get(name)
 
 
+def as_loss(function: Callable[..., Any]) -> keras.losses.Loss:
+    """The loss that Keras makes of a function which `compile` is given."""
+    return LossFunctionWrapper(function)
+
+
+def registered_as(name: str) -> list[Any]:
+    """Every class and function that was ever registered under exactly `name`, in the order of their registration."""
+    return [obj for obj, known in object_registration.GLOBAL_CUSTOM_NAMES.items() if known == name]
+
+
 def registered_names() -> list[str]:
     """Every name in Keras's registry."""
     return list(object_registration.GLOBAL_CUSTOM_OBJECTS)
@@ -255,6 +269,12 @@ def metrics_of(layer: keras.layers.Layer) -> list[Any]:
 def takes_training(layer: keras.layers.Layer) -> bool:
     """Whether the `call` of `layer` has an argument `training`."""
     return layer._call_has_training_arg
+
+
+def training_default(layer: keras.layers.Layer) -> Any:
+    """The default of `training` in the `call` of `layer`; None where there is none."""
+    parameter = inspect.signature(layer.call).parameters.get("training")
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
 def trained_by(optimizer: Any) -> list[keras.Variable]:
