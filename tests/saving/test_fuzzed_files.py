@@ -15,6 +15,7 @@ from typing import Any
 
 import h5py
 import keras
+import keras_parts
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -184,7 +185,7 @@ def hold(data: bytes) -> bool:
     """Read a file to its last number; whether it was accepted, given that compressed numbers are only read when wanted."""
     try:
         with archive.read(io.BytesIO(data), LIMITS) as found:
-            judge(found, limits=LIMITS, registered=keras.saving.get_custom_objects()).hold()
+            judge(found, limits=LIMITS, registered=keras_parts.registry()).hold()
             found.verify()
             weights = found.weights
     except errors.FileError:
@@ -214,7 +215,7 @@ def run(bases: list[dict[str, bytes]], mutate: Callable[..., bytes], examples: i
                 found = archive.read(io.BytesIO(data), LIMITS, hold=False, faults=True)
             except errors.FileError:
                 return
-            refused = found.faults or judge(found, limits=LIMITS, registered=keras.saving.get_custom_objects()).anomalies
+            refused = found.faults or judge(found, limits=LIMITS, registered=keras_parts.registry()).anomalies
             assert bool(refused) is not accepted
 
     each()

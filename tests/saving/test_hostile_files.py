@@ -12,6 +12,7 @@ from typing import Any
 
 import hostile
 import keras
+import keras_parts
 import numpy as np
 import pytest
 
@@ -23,7 +24,7 @@ from kustom.saving.verdict import judge
 
 def read_and_judge(path: Path, **arguments: Any) -> None:
     with archive.read(path) as found:
-        judge(found, registered=keras.saving.get_custom_objects(), **arguments).hold()
+        judge(found, registered=keras_parts.registry(), **arguments).hold()
         found.verify()
 
 
@@ -45,7 +46,7 @@ def state(folder: Path) -> dict[str, Any]:
         "level": logging.getLogger().level,
         "files": sorted(str(path.relative_to(folder)) for path in folder.rglob("*")),
         "probes": sorted(name for name in sys.modules if name.startswith(("keras_cv", "hostile_probe"))),
-        "registered": sorted(keras.saving.get_custom_objects()),
+        "registered": sorted(keras_parts.registry()),
     }
 
 
@@ -126,7 +127,7 @@ def test_a_trusted_module_gives_what_it_registers_and_nothing_else(shop):
         assert judge(found, trust="pathlib").imports == ("pathlib",)
         # Once it is imported, nothing has to be trusted any more.
         with pytest.raises(errors.UntrustedError):
-            judge(found, registered=keras.saving.get_custom_objects()).hold()
+            judge(found, registered=keras_parts.registry()).hold()
 
 
 def test_the_file_that_they_are_made_from_is_fine(shop):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib
 import io
 import json
 import os
@@ -146,11 +147,12 @@ class Inspection:
         ]
         members = [(name, _bytes(size), self.sums.get(name, "")) for name, size in self.sizes.items()]
         layers = [(f"{'  ' * each.depth}{each.name}", each.part, _brief(each.settings)) for each in self.layers]
+        homes = _distributions(self.manifest)
         customs = [
             (
                 each.registered_name,
                 each.slot,
-                each.module or "a script or notebook",
+                (each.module or "a script or notebook") + (f" ({home})" if (home := homes.get(each.registered_name)) else ""),
                 each.source or "nobody vouches",
                 _brief(each.settings),
             )
@@ -231,14 +233,27 @@ def inspect(
 
 def _registry() -> Mapping[str, Any] | None:
     """What the running program has registered, if it runs Keras."""
-    keras = sys.modules.get("keras")
-    return keras.saving.get_custom_objects() if keras is not None else None
+    if "keras" not in sys.modules:
+        return None
+    private = importlib.import_module("kustom.backends.keras")
+    return {name: private.registered(name) for name in private.registered_names()}
 
 
 def _written(found: Archive) -> dict[str, Any]:
     """Who wrote a file, by what it says itself."""
-    told = {**found.metadata, **{key: value for key, value in (found.manifest or {}).items() if key.endswith("version")}}
+    versions = (found.manifest or {}).get("versions")
+    told = {**found.metadata, **(versions if isinstance(versions, dict) else {})}
     return {str(key): value for key, value in told.items() if isinstance(value, str | int | float)}
+
+
+def _distributions(manifest: Any) -> dict[str, str]:
+    """The distributions, with their versions, that a manifest says its parts to be of."""
+    parts = manifest.get("parts") if isinstance(manifest, dict) else None
+    found = {}
+    for each in parts if isinstance(parts, list) else ():
+        if isinstance(each, dict) and isinstance(each.get("registered_name"), str) and each.get("distribution"):
+            found[each["registered_name"]] = f"{each['distribution']} {each.get('version') or ''}".strip()
+    return found
 
 
 def _part(config: Any) -> str:

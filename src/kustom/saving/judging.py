@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import collections
 import json
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from kustom.errors import CorruptFileError, FileError, LimitError, UnsafeFileError
 from kustom.saving import graph, marks, sizes, table
@@ -65,14 +66,24 @@ class Judge:
         registered: The registry of the running program.
         file: The file's name, for messages.
         member: The member that is judged; None for a config alone.
+        homes: The modules of parts, by registered name, where the config does not say: Keras calls that of a function `builtins`.
     """
 
-    def __init__(self, trust: Trust, limits: Limits, registered: Mapping[str, Any], file: str | None, member: str | None) -> None:
+    def __init__(
+        self,
+        trust: Trust,
+        limits: Limits,
+        registered: Mapping[str, Any],
+        file: str | None,
+        member: str | None,
+        homes: Mapping[str, str] = types.MappingProxyType({}),
+    ) -> None:
         self.trust = trust
         self.limits = limits
         self.registered = registered
         self.file = file
         self.member = member
+        self.homes = homes
         self.anomalies: list[FileError] = []
         self.customs: list[Custom] = []
         self.parts: collections.Counter[str] = collections.Counter()
@@ -105,6 +116,7 @@ class Judge:
         if value is None:
             return
         if isinstance(value, list):
+            slot = "data" if slot == "vocabulary" else slot
             for number, item in enumerate(value):
                 self.part(item, slot, f"{place}[{number}]")
         elif isinstance(value, dict):
@@ -140,15 +152,14 @@ class Judge:
                 self.unsafe(place, f"the text {text[:80]!r} names {_what(obj)}, where {_a(slot)} was expected")
             self.customs.append(Custom(text, None, text.rpartition(">")[2], slot, place, None, "registered"))
             return
-        package, mark, name = text.rpartition(">")
+        _, mark, name = text.rpartition(">")
         if not mark:
             self.corrupt(
                 place,
                 f"the text {text[:80]!r} is {_a(slot)} neither of Keras's nor of the program's."
                 + table.nearest(text, table.names(slot)),
             )
-        module = package if _is_module(package) else None
-        self._custom(text, module, name, slot, place, None)
+        self._custom(text, None, name, slot, place, None)
 
     def _object(self, value: dict[str, Any], slot: str, place: str) -> None:
         name = value["class_name"]
@@ -260,9 +271,9 @@ class Judge:
         if not (module is None or _is_module(module)):
             self.corrupt(place, f"the module {module[:80]!r} is none")
         package = registered_name.rpartition(">")[0]
-        origin = module if module not in (None, "__main__", "builtins") else package if _is_module(package) else None
-        if origin is not None and origin.split(".")[0] in ("keras", "builtins", "__main__"):
-            origin = None
+        told = (module, self.homes.get(registered_name), package)
+        nowhere = ("keras", "builtins", "__main__", "__mp_main__")
+        origin = next((each for each in told if _is_module(each) and each.split(".")[0] not in nowhere), None)
         source = "registered" if obj is not None else "trusted" if origin is not None and self.trust.covers(origin) else None
         if obj is not None:
             if not given:
@@ -446,7 +457,7 @@ def _unshared(value: Any) -> Any:
     return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
-def _is_module(text: Any) -> bool:
+def _is_module(text: Any) -> TypeGuard[str]:
     return isinstance(text, str) and bool(text) and all(part.isidentifier() for part in text.split("."))
 
 

@@ -81,7 +81,8 @@ def judge(
     """
     config = subject.config if isinstance(subject, Archive) else subject
     file = subject.file if isinstance(subject, Archive) else file
-    found = Judge(Trust(trust), limits, registered or {}, file, CONFIG if isinstance(subject, Archive) else None)
+    member, homes = (CONFIG, _homes(subject.manifest)) if isinstance(subject, Archive) else (None, {})
+    found = Judge(Trust(trust), limits, registered or {}, file, member, homes)
     found.part(config, slot, "")
     if isinstance(subject, Archive) and not found.anomalies:
         for error in sizes.compared(config, subject.weights, file):
@@ -91,6 +92,14 @@ def judge(
         found.anomalies.append(_untrusted(wanted, file))
     imports = dict.fromkeys(custom.module for custom in found.customs if custom.source == "trusted" and custom.module)
     return Verdict(tuple(found.customs), tuple(imports), tuple(found.anomalies), found.parts)
+
+
+def _homes(manifest: Any) -> dict[str, str]:
+    """The modules that a manifest says its parts to be of; one that says nothing readable says nothing."""
+    parts = manifest.get("parts") if isinstance(manifest, dict) else None
+    told = [each for each in parts if isinstance(each, dict)] if isinstance(parts, list) else []
+    pairs = [(each.get("registered_name"), each.get("module")) for each in told]
+    return {name: module for name, module in pairs if isinstance(name, str) and isinstance(module, str)}
 
 
 def _untrusted(wanted: list[Custom], file: str | None) -> UntrustedError:

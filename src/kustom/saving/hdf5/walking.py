@@ -156,7 +156,10 @@ class _Walk:
     def _header(self, at: int, place: str) -> dict[int, list[bytes]]:
         """The messages of an object, by kind, without those that say nothing."""
         space = self.space
-        version, _, count, links, size = space.unpack("BBHII", space.read(at, 16, "an object's header", place), 0, place)
+        data = space.read(at, 16, "an object's header", place)
+        version, _, count, links, size = space.unpack("BBHII", data, 0, place)
+        if data[:4] == b"OHDR":
+            space.foreign(place, "an object in the newer form")
         if version != 1:
             space.foreign(place, f"an object header of version {version}")
         if links != 1:
