@@ -205,12 +205,13 @@ def _entry(name: str, obj: Any) -> dict[str, Any] | None:
     if not slots:
         return None
     if own in REFUSED or obj.__name__ in REFUSED:
-        return {"kind": "class", "slots": [], "refused": REFUSED.get(own) or REFUSED[obj.__name__]}
+        refused = REFUSED.get(own) or REFUSED[obj.__name__]
+        return {"kind": "class", "slots": [], "homes": [obj.__module__], "refused": refused}
     if own in ABSTRACT:
         return None
     if obj.__module__.startswith("keras.src.layers.activations."):
         slots.insert(0, "activation")
-    entry: dict[str, Any] = {"kind": "class", "slots": slots}
+    entry: dict[str, Any] = {"kind": "class", "slots": slots, "homes": [obj.__module__]}
     if obj.__name__ != own:
         entry["also"] = obj.__name__
     settings = _settings(obj)
@@ -288,10 +289,10 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     for name, entry in new["parts"].items():
         before = parts.get(name, {})
         both = {**before, **entry}
-        for key, join in (("fields", lambda a, b: dict(sorted({**a, **b}.items()))), ("sizes", lambda a, b: sorted({*a, *b}))):
-            if key in before or key in entry:
-                empty: Any = {} if key == "fields" else []
-                both[key] = join(before.get(key, empty), entry.get(key, empty))
+        if "fields" in both:
+            both["fields"] = dict(sorted({**before.get("fields", {}), **entry.get("fields", {})}.items()))
+        for key in {"sizes", "homes"} & both.keys():
+            both[key] = sorted({*before.get(key, ()), *entry.get(key, ())})
         both["slots"] = sorted({*before.get("slots", ()), *entry["slots"]})
         parts[name] = both
     texts = {**old.get("texts", {})}

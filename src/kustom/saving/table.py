@@ -12,7 +12,7 @@ import re
 from importlib import resources
 from typing import Any
 
-__all__ = ["DTYPES", "entry", "functions", "is_policy", "names", "nearest", "versions"]
+__all__ = ["DTYPES", "defined", "entry", "functions", "is_policy", "names", "nearest", "versions"]
 
 _FLOATS = "float16|float32|float64|bfloat16"
 _NUMBERS = f"{_FLOATS}|float8_e4m3fn|float8_e5m2|u?int(4|8|16|32|64)|bool|complex64|complex128"
@@ -36,6 +36,17 @@ def versions() -> list[str]:
 def entry(name: str) -> dict[str, Any] | None:
     """What is known of a name such as `keras.layers.Dense`; None where it is no part."""
     return _table()["parts"].get(name)
+
+
+def defined(module: str, name: str) -> dict[str, Any] | None:
+    """What is known of a class by where Keras defines it, such as `keras.src.layers.core.dense`; None where it is no part."""
+    return _defined().get(f"{module}.{name}")
+
+
+@functools.cache
+def _defined() -> dict[str, dict[str, Any]]:
+    parts = _table()["parts"].items()
+    return {f"{home}.{each.get('also', name.rpartition('.')[2])}": each for name, each in parts for home in each.get("homes", ())}
 
 
 def names(slot: str) -> frozenset[str]:

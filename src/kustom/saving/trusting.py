@@ -63,12 +63,8 @@ class Trust:
 
 def bases(obj: Any) -> list[dict[str, Any]]:
     """What the table says of the classes of Keras that a registered class derives from, nearest first."""
-    found = []
-    for base in getattr(obj, "__mro__", ()):
-        if base.__module__.split(".")[0] == "keras":
-            names = (f"keras.layers.{base.__name__}", f"keras.{base.__name__}", f"keras.utils.{base.__name__}")
-            found += [entry for name in names if (entry := table.entry(name)) is not None]
-    return found
+    found = [table.defined(base.__module__, base.__name__) for base in getattr(obj, "__mro__", ())]
+    return [entry for entry in found if entry is not None]
 
 
 def fits(obj: Any, slot: str) -> bool:
