@@ -6,6 +6,7 @@ readers behind. How long a file takes is bounded by how it is read, every struct
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import random
@@ -21,10 +22,24 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import kustom
 from kustom import errors
 from kustom.saving import archive
 from kustom.saving.limits import Limits
 from kustom.saving.verdict import judge
+
+
+@kustom.part(package="fuzzed")
+class Held(keras.layers.Layer):
+    """Settings of every kind that a config marks."""
+
+    table: Any = None
+    pair: Any = (1, (2.0, float("inf")))
+    names: Any = None
+
+    def call(self, x):
+        return x
+
 
 LIMITS = Limits(max_bytes=2**24)
 SETTINGS = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
@@ -65,8 +80,9 @@ def bases(tmp_path_factory) -> list[dict[str, bytes]]:
     recurrent = keras.Sequential([keras.Input((2, 3)), keras.layers.Bidirectional(keras.layers.LSTM(2)), keras.layers.Dropout(0.5)])
     words = keras.Sequential([keras.layers.Embedding(5, 2, dtype="bfloat16")])
     words.build((None, 3))
+    own = keras.Sequential([keras.Input((3,)), Held(np.eye(2), names={1: b"one", "a": np.array(["x"])})])
     found = []
-    for number, model in enumerate((compiled, recurrent, words)):
+    for number, model in enumerate((compiled, recurrent, words, own)):
         model.save(folder / f"{number}.keras")
         with archive.read(folder / f"{number}.keras") as read:
             found.append({name: bytes(read.data(name)) for name in read.members})
@@ -231,6 +247,26 @@ def test_a_file_with_faults_gives_kustoms_errors_and_no_others(bases, mutate, ex
 @pytest.mark.parametrize(("mutate", "examples"), [(as_archives, 15_000), (as_members, 35_000)])
 def test_many_files_with_faults(bases, mutate, examples):
     run(bases, mutate, examples)
+
+
+def as_configs(members: dict[str, bytes], draw: random.Random) -> bytes:
+    """A file as plain Keras writes it, whose config is another."""
+    file = io.BytesIO()
+    archive.write(file, {**members, "config.json": in_values(members["config.json"], draw)}.items())
+    return file.getvalue()
+
+
+@pytest.mark.skipif("load" not in kustom.__all__, reason="there is no kustom.load yet")
+@pytest.mark.parametrize("examples", [60, pytest.param(3000, marks=pytest.mark.slow)])
+def test_loading_a_file_with_faults_gives_kustoms_errors_and_no_others(bases, examples):
+    @settings(max_examples=examples, **SETTINGS)
+    @given(st.integers(0, 2**64 - 1))
+    def each(seed: int) -> None:
+        draw = random.Random(seed)
+        with contextlib.suppress(errors.FileError):
+            kustom.load(io.BytesIO(as_configs(draw.choice(bases[:4]), draw)))
+
+    each()
 
 
 def test_the_files_that_they_are_made_from_are_fine(bases):
