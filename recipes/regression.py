@@ -129,8 +129,7 @@ def save(training: Training, data: Prepared, folder: Path) -> np.ndarray:
         verbose=0,
         return_dict=True,
     )
-    with whole(folder / "model.keras") as partial:
-        training.model.save(partial)
+    kustom.save(training.model, folder / "model.keras")
     with whole(folder / "held_out.npz") as partial:
         np.savez(partial, inputs=rows.inputs, targets=rows.targets, predictions=predictions, loss=report["loss"])
     with whole(folder / "preparation.joblib") as partial:

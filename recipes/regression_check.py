@@ -1,7 +1,7 @@
 """Load a run's model in this process and compare it with what was recorded: `python regression_check.py RUNFOLDER`.
 
-Only kustom and the module that defines the parts are imported, so that what agrees here comes from the file. Ends with
-the exit status 1 where loss or predictions differ.
+Only kustom is imported, and what the file wants of the module that it is told to trust, so that what agrees here comes
+from the file. Ends with the exit status 1 where loss or predictions differ.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import kustom  # noqa: F401  (before keras: it picks the backend that is installed)
+import kustom
 
 # isort: split
-import keras
 import numpy as np
-import regression_parts  # noqa: F401  (makes the parts known to Keras)
 
 BATCH = 1024
 # In units of the standardised target: sums of float32 differ in the last digits on another backend or machine.
@@ -27,7 +25,7 @@ def agree(folder: Path) -> bool:
     """Print both losses and the largest difference of the predictions on the held-out rows."""
     with np.load(folder / "held_out.npz") as recorded:
         inputs, targets, predictions, loss = (recorded[name] for name in ("inputs", "targets", "predictions", "loss"))
-    model: Any = keras.saving.load_model(folder / "model.keras")
+    model: Any = kustom.load(folder / "model.keras", trust="regression_parts")
     loaded_loss = model.evaluate(inputs, targets, batch_size=BATCH, verbose=0, return_dict=True)["loss"]
     difference = float(np.max(np.abs(model.predict(inputs, batch_size=BATCH, verbose=0) - predictions)))
     print(

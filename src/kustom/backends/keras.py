@@ -123,6 +123,7 @@ __all__ = [
     "seeds_of",
     "serialized",
     "set_keras_mask",
+    "set_path",
     "set_seed_of_all",
     "settings_here",
     "share",
@@ -1400,3 +1401,8 @@ def holders_of(model: Any, layer: Any) -> list[Any]:
 def settings_here() -> dict[str, Any]:
     """What Keras keeps for this thread, by its own names."""
     return dict(vars(global_state.GLOBAL_STATE_TRACKER))
+
+
+def set_path(variable: keras.Variable, path: str) -> None:
+    """Give a variable the path that it had in the model that was saved."""
+    variable._path = path

@@ -287,6 +287,10 @@ class Judge:
     def _agree(self, obj: Any, registered_name: str, module: str | None, name: str, place: str) -> None:
         """What a file shows is what is registered: its own name, and a module of the same package."""
         own, home = getattr(obj, "__name__", None), getattr(obj, "__module__", None) or ""
+        package, _, older = registered_name.rpartition(">")
+        if package and name == older and (module or "").split(".")[0] in ("", package.split(".")[0]):
+            # The program has given it this name itself, which it had when the file was written.
+            return
         if name not in (own, registered_name.rpartition(">")[2]):
             self.unsafe(
                 place, f"{_full(module, name)} is shown, and {_what(obj)} would be made, registered as {registered_name[:120]!r}"

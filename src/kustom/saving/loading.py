@@ -78,10 +78,11 @@ def load(
         SourceWarning: The source of a part is another than when it was saved.
 
     Example:
-        >>> import keras, kustom
+        >>> import io, keras, kustom
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-        >>> kustom.save(model, "model.keras")
-        >>> kustom.load("model.keras").name == model.name
+        >>> file = io.BytesIO()                          # or a path: "model.keras"
+        >>> kustom.save(model, file)
+        >>> kustom.load(file).name == model.name
         True
     """
     known = Limits.__dataclass_fields__
@@ -122,6 +123,7 @@ class _Loading:
             reached = self._load(rebuilt.model, store, assets, ())
             self._refuse_misfits(rebuilt.model, stored, store)
             self._initialize(rebuilt.made)
+            self._rename(rebuilt.model)
             if compile:
                 self._compile(rebuilt)
                 # What was compiled is reached through the models that hold it.
@@ -205,6 +207,15 @@ class _Loading:
         unread = sorted(path for path in stored.keys() - store.asked if manifest.is_of_layers(path))
         if unread:
             raise self._misfit(f"the model that its config makes has no place for {', '.join(unread[:3])}")
+
+    def _rename(self, model: Any) -> None:
+        """Give the weights the paths that they had, by which an optimizer that is several knows which are whose."""
+        paths = self.manifest.get("paths") or []
+        if not isinstance(paths, list) or not all(isinstance(path, str) and 0 < len(path) < 4096 for path in paths):
+            raise self._malformed("paths", TypeError("no list of paths"))
+        if len(paths) == len(model.weights):
+            for variable, path in zip(model.weights, paths, strict=True):
+                private.set_path(variable, path)
 
     def _initialize(self, made: list[keras.Variable]) -> None:
         """Give what has no weights in a file its first value: seeds, metrics; and that only where it is small beside them."""

@@ -62,9 +62,20 @@ class Trust:
 
 
 def bases(obj: Any) -> list[dict[str, Any]]:
-    """What the table says of the classes of Keras that a registered class derives from, nearest first."""
-    found = [table.defined(base.__module__, base.__name__) for base in getattr(obj, "__mro__", ())]
-    return [entry for entry in found if entry is not None]
+    """What the table says of the classes of Keras that a registered class derives from, nearest first.
+
+    What a class of Keras's that is taken itself derives from says nothing of who derives from it: a functional model is a
+    graph of objects, too.
+    """
+    found, taken = [], set()
+    for base in getattr(obj, "__mro__", ()):
+        entry = table.defined(base.__module__, base.__name__)
+        if entry is None or ("refused" in entry and base in taken):
+            continue
+        found.append(entry)
+        if "refused" not in entry:
+            taken.update(base.__mro__)
+    return found
 
 
 def fits(obj: Any, slot: str) -> bool:

@@ -56,10 +56,11 @@ def save(model: keras.Model, path: str | os.PathLike[str] | IO[bytes], example: 
         RecordingWarning: No output could be recorded, since nothing tells what the model takes.
 
     Example:
-        >>> import keras, kustom
+        >>> import io, keras, kustom
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-        >>> kustom.save(model, "model.keras")
-        >>> kustom.load("model.keras").count_params()
+        >>> file = io.BytesIO()                          # or a path: "model.keras"
+        >>> kustom.save(model, file)
+        >>> kustom.load(file).count_params()
         5
     """
     refuse_tf_keras(model)
@@ -110,6 +111,8 @@ class _Prepared:
         self.tolerance = recording.tolerance(model, alike=True)
         twin = refusing.rebuilt_twin(again, self.originals)
         refusing.refuse_other_parts(twin, self.originals)
+        paths = [variable.path for variable in model.weights]
+        self.paths = paths if paths != [variable.path for variable in twin.model.weights] else []
         with _assets_of(model, self.has_assets) as (store, _):
             refusing.refuse_other_model(twin, entries, store, self.entry, self.outputs)
         refusing.refuse_measures(twin, self.originals, self.measured, shape)
@@ -277,5 +280,6 @@ def _manifest(prepared: _Prepared, sums: dict[str, str]) -> dict[str, Any]:
         "sums": sums,
         "parts": prepared.parts,
         "types": prepared.types,
+        "paths": prepared.paths,
         "recorded": {**recorded, "measures": values},
     }
