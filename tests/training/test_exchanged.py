@@ -244,7 +244,28 @@ def test_models_in_a_row_under_one_name_are_not_all_kept():
     assert sum(ref() is not None for ref in gone) <= 8
 
 
-def test_no_more_traces_than_before(monkeypatch):
+def test_a_model_that_is_lent_an_optimizer_is_traced_once():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense, self.seen = layers.Dense(1), keras.metrics.Mean(name="seen")
+
+        def call(self, x):
+            y = self.dense(x)
+            self.seen.update_state(ops.mean(y))
+            return y
+
+    x = np.ones((8, 3), "float32")
+    supervised = kustom.Supervised(Model(), optimizer=keras.optimizers.SGD(0.1), loss="mse")
+    loop = kustom.Loop(supervised)
+    for _ in range(2):
+        history = loop.fit(x, x[:, :1], batch_size=4, epochs=2, verbose=0)
+        # It was said once that nothing is compiled, where nothing was.
+        assert history.execution["traces"] == 1
+    assert sorted(history.history) == ["loss", "seen"]
+
+
+def test_no_more_traces_than_before():
     """What the trace itself makes, and what callbacks and compile set, is no change."""
     model = keras.Sequential([layers.Dense(4), layers.BatchNormalization(), layers.Dropout(0.1), layers.LSTM(2)])
     model.layers[0].kernel_regularizer = keras.regularizers.L2(0.1)

@@ -127,7 +127,8 @@ class Compiled(Generic[P, R]):
         # What `f` stands for, where it is the library's own.
         self._about = about or (f,)
         # What messages are about.
-        self._subject: Any = f if private.is_library(getattr(self._about[0], "__module__", None)) else self._about[0]
+        ours = isinstance(self._about[0], types.FunctionType) and private.is_library(self._about[0].__module__)
+        self._subject: Any = f if ours else self._about[0]
         self._static = tuple(static_argnames)
         self._signature = inspect.signature(f) if self._static else None
         if self._signature is not None and (unknown := set(self._static) - set(self._signature.parameters)):
