@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import weakref
@@ -242,6 +243,38 @@ def test_models_in_a_row_under_one_name_are_not_all_kept():
         f(X)
     gc.collect()
     assert sum(ref() is not None for ref in gone) <= 8
+
+
+@pytest.mark.filterwarnings("ignore:.*has been traced:kustom.errors.RetraceWarning")
+def test_models_handed_over_die_with_their_programs():
+    @kustom.function
+    def f(model, optimizer, x):
+        with kustom.GradientTape() as tape:
+            y = ops.mean(model(x))
+        optimizer.apply(tape.gradient(y, model.trainable_variables), model.trainable_variables)
+        return y
+
+    gone = []
+    for _ in range(4):
+        model, optimizer = keras.Sequential([dense(1)]), keras.optimizers.Adam(0.1)
+        f(model, optimizer, X)
+        f(model, optimizer, X)
+        gone += [weakref.ref(model), weakref.ref(optimizer), weakref.ref(model.variables[0])]
+    assert f.traces == 4
+    del model, optimizer
+    gc.collect()
+    assert [ref() for ref in gone] == [None] * len(gone)
+
+
+def test_a_copy_of_what_was_handed_over_has_its_own_program():
+    layer = dense(1)
+    f = kustom.function(lambda layer, x: layer(x))
+    assert number(f(layer, X)) == 3
+    other = copy.deepcopy(layer)
+    other.kernel.assign(other.kernel * 2)
+    assert number(f(other, X)) == 6
+    assert number(f(layer, X)) == 3
+    assert f.traces == 2
 
 
 def test_a_model_that_is_lent_an_optimizer_is_traced_once():
