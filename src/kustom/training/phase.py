@@ -28,6 +28,8 @@ class Phase:
         self._told = told
         self.metrics = dict(listed)
         self.returned: dict[str, keras.metrics.Metric] = {}
+        # The results after the run of a moment ago.
+        self.known: dict[str, Any] | None = None
         self.compiled: Compiled[..., Any] = Compiled(self._scalars, (), eager, compiler, about=(step,))
         self.pace = Pace()
         lifting = current("lifting")
@@ -169,12 +171,15 @@ class Pass:
         return entry
 
     def run(self, block: Block, at: Place, left: int | None) -> None:
+        self.phase.known = None
         sums, counted = self.runner.run(block, at, left)
         self.means.add(sums, counted, block.size)
         self.steps += block.batches
 
-    def values(self) -> dict[str, Any]:
-        return self.means.values() | self.phase.results()
+    def values(self, *, at_once: bool = False) -> dict[str, Any]:
+        # Right after a run they may have been asked for already, to see whether the loss is finite.
+        known = self.phase.known if at_once else None
+        return self.means.values() | (self.phase.results() if known is None else known)
 
 
 def is_updated(metric: keras.metrics.Metric, touched: set[int]) -> bool:

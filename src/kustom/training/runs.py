@@ -122,7 +122,7 @@ class Fit:
             now.run(block, place, self._left(epoch, block))
             self._steps += block.batches
             if by_batch:
-                hooks.call("on_train_batch_end", block.start + block.batches - 1, now.values())
+                hooks.call("on_train_batch_end", block.start + block.batches - 1, now.values(at_once=True))
             line.update(now.steps, now.values() if line.wants() else None)
             block = None if hooks.stop else self._take(by_batch)
         if now.phase.epoch_end is not None:
@@ -230,9 +230,13 @@ def evaluated(loop: Loop, source: Source, way: str, compiler: str | None, callba
 
 def finite(phase: Phase, sums: dict[str, float]) -> bool:
     """Whether the losses are finite: what is called so, else everything that the step returned, else the metrics."""
-    values: dict[str, Any] = sums or phase.results()
+    results = None if sums else phase.results()
+    values: dict[str, Any] = sums or results or {}
     losses = {name: value for name, value in values.items() if "loss" in name} or values
-    return all(np.all(np.isfinite(value)) for value in losses.values())
+    fine = all(np.all(np.isfinite(value)) for value in losses.values())
+    # What is not finite is undone.
+    phase.known = results if fine else None
+    return fine
 
 
 def leaves_of(block: Block, source: Source) -> int:
