@@ -1,0 +1,468 @@
+"""The walk over a config, with a slot for each place; the parts that it meets are looked up, and never made."""
+
+from __future__ import annotations
+
+import collections
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from kustom.errors import CorruptFileError, FileError, LimitError, UnsafeFileError
+from kustom.saving import graph, marks, sizes, table
+from kustom.saving.limits import Limits
+from kustom.saving.trusting import Trust, bases, fits
+
+__all__ = ["Custom", "Judge"]
+
+_KEYS = {"module", "class_name", "config", "registered_name", "shared_object_id"}
+_AROUND = {"build_config", "compile_config", "name", "inbound_nodes"}
+# The slots that stand for several: what may stand in each.
+_ALSO = {"metric": ("metric", "loss"), "dtype": ("dtype", "quantization")}
+_COMPILED = {"optimizer": "optimizer", "loss": "loss", "metrics": "metric", "weighted_metrics": "metric"}
+# Everything that Keras makes, calls or names by its name; a name that is a path would be one in the archive, too.
+_NAMED = {"layer", "model", "operation"}
+_FUNCTIONAL = {"name", "layers", "input_layers", "output_layers"}
+_NUMBERS = {"schedule", "seed"}
+
+
+@dataclass(frozen=True)
+class Custom:
+    """A part of a file that is not Keras's own.
+
+    Args:
+        registered_name: As in the config, such as `my_package.parts>Gate`.
+        module: Where it is to be imported from; None for what was defined in a script or notebook.
+        name: The class's or function's own name.
+        slot: What is expected in its place: `layer`, `loss`, ...
+        place: Where it stands, such as `config.layers[3]`.
+        settings: Its config.
+        source: `"registered"`, `"trusted"` (by `trust=`; its module is to be imported) or None: nobody vouches for it.
+    """
+
+    registered_name: str
+    module: str | None
+    name: str
+    slot: str
+    place: str
+    settings: Any
+    source: str | None
+
+
+class _Refused(Exception):
+    """A part that is refused; what stands in it is not looked at."""
+
+    def __init__(self, error: FileError) -> None:
+        self.error = error
+
+
+class Judge:
+    """One walk.
+
+    Args:
+        trust: Whom the load trusts.
+        limits: How much the file may ask for.
+        registered: The registry of the running program.
+        file: The file's name, for messages.
+        member: The member that is judged; None for a config alone.
+    """
+
+    def __init__(self, trust: Trust, limits: Limits, registered: Mapping[str, Any], file: str | None, member: str | None) -> None:
+        self.trust = trust
+        self.limits = limits
+        self.registered = registered
+        self.file = file
+        self.member = member
+        self.anomalies: list[FileError] = []
+        self.customs: list[Custom] = []
+        self.parts: collections.Counter[str] = collections.Counter()
+        self.layers = 0
+        self.shared: dict[int, tuple[tuple[Any, ...], str]] = {}
+
+    def refuse(self, error: type[FileError], place: str, message: str) -> NoReturn:
+        """Refuse the part that is being judged."""
+        raise _Refused(error(f"{message.rstrip('.')}.", file=self.file, part=self._at(place)))
+
+    def unsafe(self, place: str, message: str) -> NoReturn:
+        """Refuse the part that is being judged: nothing allows it."""
+        self.refuse(UnsafeFileError, place, message)
+
+    def corrupt(self, place: str, message: str) -> NoReturn:
+        """Refuse the part that is being judged: it is not written as Keras writes it."""
+        self.refuse(CorruptFileError, place, message)
+
+    def _at(self, place: str) -> str | None:
+        return ": ".join(filter(None, [self.member, place])) or None
+
+    def part(self, value: Any, slot: str, place: str) -> None:
+        """Judge what stands in a place."""
+        try:
+            self._part(value, slot, place)
+        except _Refused as refused:
+            self.anomalies.append(refused.error)
+
+    def _part(self, value: Any, slot: str, place: str) -> None:
+        if value is None:
+            return
+        if isinstance(value, list):
+            for number, item in enumerate(value):
+                self.part(item, slot, f"{place}[{number}]")
+        elif isinstance(value, dict):
+            marked = str(value.get("class_name")).startswith("__")
+            if "class_name" in value and ("config" in value or marked or slot not in ("data", "any", "node")):
+                self._object(value, slot, place)
+            else:
+                for key, item in value.items():
+                    self.part(item, slot, f"{place}.{key}")
+        elif slot == "vocabulary":
+            self.unsafe(
+                place,
+                f"the vocabulary is {value!r:.200}: a file or an address that would be read. Give the words themselves, as a list",
+            )
+        elif isinstance(value, str):
+            self._text(value, slot, place)
+        elif slot not in ("data", "any", "node", "function", *_NUMBERS) and not (slot in ("loss", "metric") and value is False):
+            self.corrupt(place, f"{value!r:.80} stands where {_a(slot)} was expected")
+
+    def _text(self, text: str, slot: str, place: str) -> None:
+        if slot in ("data", "any", "node", "function"):
+            return
+        if slot == "dtype":
+            if not table.is_policy(text):
+                self.corrupt(place, f"{text[:80]!r} is no dtype of Keras's")
+            return
+        if text in table.names(slot) or (slot == "optimizer" and text.lower() in table.names(slot)):
+            self._not_taken(place, text)
+            return
+        if text in self.registered or text in self.trust.objects:
+            obj = self.trust.objects.get(text, self.registered.get(text))
+            if not fits(obj, slot) and not isinstance(obj, type):
+                self.unsafe(place, f"the text {text[:80]!r} names {_what(obj)}, where {_a(slot)} was expected")
+            self.customs.append(Custom(text, None, text.rpartition(">")[2], slot, place, None, "registered"))
+            return
+        package, mark, name = text.rpartition(">")
+        if not mark:
+            self.corrupt(
+                place,
+                f"the text {text[:80]!r} is {_a(slot)} neither of Keras's nor of the program's."
+                + table.nearest(text, table.names(slot)),
+            )
+        module = package if _is_module(package) else None
+        self._custom(text, module, name, slot, place, None)
+
+    def _object(self, value: dict[str, Any], slot: str, place: str) -> None:
+        name = value["class_name"]
+        if not isinstance(name, str):
+            self.corrupt(place, f"the name of a class is {name!r:.80}")
+        if name.startswith("__") and name.endswith("__"):
+            self._mark(value, name, slot, place)
+            return
+        if "config" not in value:
+            self.corrupt(place, f"{name[:80]} stands without a config")
+        unknown = value.keys() - _KEYS - _AROUND
+        if unknown:
+            self.corrupt(place, f"nobody expects {sorted(unknown)[0][:80]!r} beside class_name")
+        module, registered_name = value.get("module"), value.get("registered_name")
+        if "module" not in value:
+            self.corrupt(place, f"{name[:80]} has no module, as in files of Keras 2; load it with that, and save it again")
+        if not isinstance(module, str | None) or not isinstance(registered_name, str | None):
+            self.corrupt(place, f"the module or registered name of {name[:80]} is no text")
+        if slot in ("data", "node", "vocabulary"):
+            self.unsafe(place, f"{_full(module, name)} stands where plain data was expected")
+        self._shared(value, (module, name, registered_name), place)
+        if name == "function":
+            self._function(value, module, registered_name, slot, place)
+        elif module is not None and (module == "keras" or module.startswith("keras.")):
+            self._builtin(value, f"{module}.{name}", slot, place)
+        else:
+            self._foreign(value, module, name, registered_name, slot, place)
+
+    def _shared(self, value: dict[str, Any], identity: tuple[Any, ...], place: str) -> None:
+        """What is said to be one object is one: Keras takes the first, whatever the second says."""
+        if "shared_object_id" not in value:
+            return
+        number = value["shared_object_id"]
+        if not isinstance(number, int) or isinstance(number, bool):
+            self.corrupt(place, f"a shared object has the number {number!r:.80}")
+        text = json.dumps(_unshared(value["config"]), sort_keys=True)
+        before = self.shared.setdefault(number, (identity, text))
+        if before[0] != identity:
+            self.unsafe(place, f"{_full(*identity[:2])} is said to be the same object as {_full(*before[0][:2])}")
+        if before[1] != text:
+            self.unsafe(place, f"{_full(*identity[:2])} is said to be the same object as one with other settings")
+
+    def _builtin(self, value: dict[str, Any], full: str, slot: str, place: str) -> None:
+        """A part of Keras's own."""
+        name, config = value["class_name"], value["config"]
+        entry = table.entry(full)
+        if entry is None or entry["kind"] != "class":
+            self.unsafe(
+                place,
+                f"{full[:120]} is none of the parts of Keras {' or '.join(table.versions())}. If a newer Keras has it, a newer "
+                "kustom knows it",
+            )
+        if "refused" in entry:
+            self.unsafe(
+                place,
+                f"{full} is never loaded from a file: {entry['refused']}. Write a part of your own, in a module",
+            )
+        self._fit(entry["slots"], full, slot, place)
+        told = value.get("registered_name")
+        if told is not None and told not in (name, entry.get("also")):
+            self.unsafe(place, f"{full} is shown, and {told[:120]!r} would be made, its registered_name")
+        for each in {name, told} - {None}:
+            self._not_taken(place, each)
+        if not isinstance(config, dict | None):
+            self.corrupt(place, f"the settings of {full} are {config!r:.80}")
+        self.parts[entry.get("same", full)] += 1
+        self._settings(value, config or {}, entry, place, other="data")
+        self._around(value, entry["slots"], place, other="data")
+
+    def _not_taken(self, place: str, name: Any) -> None:
+        """Keras looks into the registry first, so that what is Keras's own must not be registered there as another."""
+        taken = self.registered.get(name)
+        if taken is not None and getattr(taken, "__module__", "").split(".")[0] != "keras":
+            self.unsafe(
+                place, f"the running program has registered {_what(taken)} as {name!r}, and Keras would take it for its own"
+            )
+
+    def _fit(self, slots: list[str], what: str, slot: str, place: str) -> None:
+        if slot != "any" and not {*_ALSO.get(slot, (slot,))} & {*slots}:
+            self.unsafe(place, f"{what[:120]} is {_a(slots[0])}, where {_a(slot)} was expected")
+
+    def _foreign(
+        self, value: dict[str, Any], module: str | None, name: str, registered_name: str | None, slot: str, place: str
+    ) -> None:
+        """A part of somebody else."""
+        registered_name = registered_name or name
+        obj = self._custom(registered_name, module, name, slot, place, value["config"])
+        config = value["config"]
+        if not isinstance(config, dict | None):
+            self.corrupt(place, f"the settings of {_full(module, name)} are {config!r:.80}")
+        known: dict[str, Any] = {"slots": [slot], "fields": {}, "sizes": []}
+        for entry in bases(obj):
+            if "refused" in entry:
+                self.unsafe(
+                    place,
+                    f"{registered_name[:120]} derives from a part of Keras's that is never loaded from a file: {entry['refused']}",
+                )
+            known["fields"] |= {key: each for key, each in entry.get("fields", {}).items() if each == "vocabulary"}
+            known["sizes"] += entry.get("sizes", ())
+        self._settings(value, config or {}, known, place, other="any")
+        self._around(value, [slot], place, other="any")
+
+    def _custom(self, registered_name: str, module: str | None, name: str, slot: str, place: str, settings: Any) -> Any:
+        """Note a part that is not Keras's; what is registered as it, if anything is."""
+        obj = self.trust.objects.get(registered_name)
+        given = obj is not None
+        if obj is None:
+            obj = self.registered.get(registered_name)
+        if not (module is None or _is_module(module)):
+            self.corrupt(place, f"the module {module[:80]!r} is none")
+        package = registered_name.rpartition(">")[0]
+        origin = module if module not in (None, "__main__", "builtins") else package if _is_module(package) else None
+        if origin is not None and origin.split(".")[0] in ("keras", "builtins", "__main__"):
+            origin = None
+        source = "registered" if obj is not None else "trusted" if origin is not None and self.trust.covers(origin) else None
+        if obj is not None:
+            if not given:
+                self._agree(obj, registered_name, module, name, place)
+            if not fits(obj, slot):
+                self.unsafe(place, f"{registered_name[:120]} is registered as {_what(obj)}, where {_a(slot)} was expected")
+        self.parts[_full(module, name) if module else registered_name] += 1
+        self.customs.append(Custom(registered_name, origin, name, slot, place, settings, source))
+        return obj
+
+    def _agree(self, obj: Any, registered_name: str, module: str | None, name: str, place: str) -> None:
+        """What a file shows is what is registered: its own name, and a module of the same package."""
+        own, home = getattr(obj, "__name__", None), getattr(obj, "__module__", None) or ""
+        if name not in (own, registered_name.rpartition(">")[2]):
+            self.unsafe(
+                place, f"{_full(module, name)} is shown, and {_what(obj)} would be made, registered as {registered_name[:120]!r}"
+            )
+        shown, real = (module or "__main__").split(".")[0], home.split(".")[0]
+        if shown not in (real, "__main__", "__mp_main__", "builtins") and real not in ("__main__", "__mp_main__"):
+            self.unsafe(
+                place, f"{_full(module, name)} is shown, and {_what(obj)} would be made, registered as {registered_name[:120]!r}"
+            )
+
+    def _function(self, value: dict[str, Any], module: str | None, registered_name: str | None, slot: str, place: str) -> None:
+        """A function, by its name."""
+        name = value["config"]
+        if slot in _NAMED:
+            self.unsafe(place, f"the function {_full(module, str(name))} stands where {_a(slot)} was expected")
+        if not isinstance(name, str):
+            self.corrupt(place, f"the name of a function is {name!r:.80}")
+        if value.keys() - _KEYS:
+            self.corrupt(place, f"the function {name[:80]} has more than a name")
+        own = module is not None and (module == "keras" or module.startswith("keras."))
+        slots = self._slots_of_function(module, name)
+        if own or (module == "builtins" and slots):
+            if not slots:
+                self.unsafe(place, f"the function {_full(module, name)} is none that a model is made of")
+            if registered_name not in (None, name, "function"):
+                self.unsafe(
+                    place, f"the function {name[:80]} is shown, and {registered_name[:120]!r} would be called, its registered_name"
+                )
+            self._fit(slots, f"the function {_full(module, name)}", slot, place)
+            self._not_taken(place, name)
+            self.parts[_full(module, name)] += 1
+            return
+        # Some writers give the name of the class of all functions.
+        told = name if registered_name in (None, "function") else registered_name
+        # Keras up to 3.6 wrote the bare name of a registered function.
+        if name not in (told, told.rpartition(">")[2]):
+            self.unsafe(place, f"the function {name[:80]} is shown, and {told[:120]!r} would be called, its registered_name")
+        obj = self._custom(told, module, name.rpartition(">")[2], slot, place, None)
+        if isinstance(obj, type):
+            self.unsafe(place, f"{told[:120]} is registered as {_what(obj)}, where a function was expected")
+
+    def _slots_of_function(self, module: str | None, name: str) -> list[str]:
+        if module == "builtins":
+            return sorted(table.functions(name))
+        entry = table.entry(f"{module}.{name}")
+        return entry["slots"] if entry is not None and entry["kind"] == "function" else []
+
+    def _settings(self, value: dict[str, Any], config: dict[str, Any], entry: dict[str, Any], place: str, other: str) -> None:
+        inside = f"{place}.config" if place else "config"
+        if {*entry["slots"]} & _NAMED:
+            self._layer(value, config, inside)
+        fault = sizes.fault(value["class_name"], config, entry.get("sizes", ()), self.limits)
+        if fault is not None:
+            self.anomalies.append(LimitError(fault[1], file=self.file, part=self._at(f"{inside}.{fault[0]}")))
+        fields = entry.get("fields", {})
+        functional = config.keys() >= _FUNCTIONAL
+        if functional:
+            self._functional(config, inside)
+        for key, item in config.items():
+            if functional and key in _FUNCTIONAL:
+                continue
+            slot = fields.get(key, other)
+            if slot == "operation":
+                slot = "layer"
+            if slot == "vocabulary" and isinstance(item, dict):
+                slot = "data"
+            self.part(item, slot, f"{inside}.{key}")
+
+    def _layer(self, value: dict[str, Any], config: dict[str, Any], place: str) -> None:
+        """Names and numbers of layers."""
+        self.layers += 1
+        if self.layers == self.limits.max_layers + 1:
+            self.refuse(
+                LimitError,
+                place,
+                f"it has more layers than max_layers={self.limits.max_layers:_} allows. If you know the file, raise it",
+            )
+        for name in (value.get("name"), config.get("name")):
+            if name is None:
+                continue
+            if not isinstance(name, str):
+                self.corrupt(place, f"a layer's name is {name!r:.80}")
+            if "/" in name or "\\" in name or name in (".", "..") or len(name) > 1000 or not name.isprintable():
+                self.unsafe(place, f"the layer name {name[:100]!r}, which would be a path in the archive, or cannot be shown")
+
+    def _around(self, value: dict[str, Any], slots: list[str], place: str, other: str) -> None:
+        """What stands beside the settings: how it was built, and compiled."""
+        build = value.get("build_config")
+        inside = f"{place}." if place else ""
+        self.part(build, other, f"{inside}build_config")
+        fault = sizes.shapes(build, self.limits)
+        if fault is not None:
+            self.anomalies.append(LimitError(fault, file=self.file, part=self._at(f"{inside}build_config")))
+        compiled = value.get("compile_config")
+        if compiled is None:
+            return
+        if not isinstance(compiled, dict):
+            self.corrupt(f"{inside}compile_config", f"{compiled!r:.80} stands where settings of compile were expected")
+        for key, item in compiled.items():
+            self.part(item, _COMPILED.get(key, other), f"{inside}compile_config.{key}")
+
+    def _functional(self, config: dict[str, Any], place: str) -> None:
+        """A graph of layers."""
+        layers = config["layers"]
+        if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
+            self.corrupt(place, "the layers of a functional model are no list of layers")
+        called = set()
+        before = len(self.anomalies)
+        for number, layer in enumerate(layers):
+            inside = f"{place}.layers[{number}]"
+            nodes = layer.get("inbound_nodes")
+            if not isinstance(layer.get("name"), str) or not isinstance(nodes, list):
+                self.corrupt(inside, "a layer of a functional model has no name, or no list of calls")
+            for at, node in enumerate(nodes):
+                if not isinstance(node, dict) or node.keys() != {"args", "kwargs"} or not isinstance(node["kwargs"], dict):
+                    self.corrupt(f"{inside}.inbound_nodes[{at}]", "a call is not written as Keras 3 writes it")
+                self._part(node["args"], "node", f"{inside}.inbound_nodes[{at}].args")
+                self._part(node["kwargs"], "node", f"{inside}.inbound_nodes[{at}].kwargs")
+            inner = layer.get("config")
+            if not nodes or (isinstance(inner, dict) and inner.keys() >= _FUNCTIONAL):
+                called.add(layer["name"])
+            sized = sizes.of_calls(layer, self.limits)
+            if sized is not None:
+                self.anomalies.append(LimitError(sized, file=self.file, part=self._at(inside)))
+            self.part(layer, "operation", inside)
+        if len(self.anomalies) > before:
+            # What is said of its layers and calls is enough.
+            return
+        try:
+            cost = graph.attempts(layers, frozenset(called))
+        except graph.GraphFault as fault:
+            self.corrupt(place, f"this is no graph: {fault}")
+        if cost > graph.ATTEMPTS:
+            self.unsafe(place, f"its layers stand in an order that takes Keras {cost:,} attempts to put together, minutes or more")
+        for key in ("input_layers", "output_layers"):
+            self._ends(config[key], {layer["name"] for layer in layers}, f"{place}.{key}")
+
+    def _ends(self, value: Any, names: set[str], place: str) -> None:
+        """The inputs or outputs of a graph: a layer, its call, its output; or a structure of such."""
+        if isinstance(value, dict):
+            for key, item in value.items():
+                self._ends(item, names, f"{place}.{key}")
+            return
+        if not isinstance(value, list):
+            self.corrupt(place, f"{value!r:.80} stands where an input or output of a model was expected")
+        if value and isinstance(value[0], str):
+            numbers = value[1:]
+            if value[0] not in names or len(numbers) != 2 or not all(type(n) is int and 0 <= n < 2**31 for n in numbers):
+                self.corrupt(place, f"{value!r:.80} is no input or output of this model")
+            return
+        for number, item in enumerate(value):
+            self._ends(item, names, f"{place}[{number}]")
+
+    def _mark(self, value: dict[str, Any], name: str, slot: str, place: str) -> None:
+        """Plain data that JSON has no form for."""
+        fault = marks.fault(value, name, slot, self.limits)
+        if fault is not None:
+            self.refuse(fault[0], place, fault[1])
+        if slot not in ("data", "any", "node", "vocabulary", *_NUMBERS):
+            self.unsafe(place, f"{name} stands where {_a(slot)} was expected")
+        for key in marks.NESTED.get(name, ()):
+            self.part(value["config"][key], slot if slot != "node" else "node", f"{place}.config.{key}")
+
+
+def _unshared(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items() if key != "shared_object_id"}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_module(text: Any) -> bool:
+    return isinstance(text, str) and bool(text) and all(part.isidentifier() for part in text.split("."))
+
+
+def _full(module: Any, name: str) -> str:
+    return f"{module}.{name}"[:120] if module else name[:120]
+
+
+def _what(obj: Any) -> str:
+    return f"{getattr(obj, '__module__', None)}.{getattr(obj, '__qualname__', type(obj).__name__)}"
+
+
+def _a(slot: str) -> str:
+    words = {
+        "data": "plain data",
+        "dtype": "a dtype",
+        "schedule": "a number or a schedule",
+        "quantization": "a quantization's settings",
+    }
+    return words.get(slot, f"an {slot.replace('_', ' ')}" if slot[0] in "aeiou" else f"a {slot.replace('_', ' ')}")

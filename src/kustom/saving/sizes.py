@@ -1,0 +1,142 @@
+"""How much a config asks for, as far as that can be seen without making anything.
+
+A few kilobytes of config can ask for gigabytes: a number of units, a shape, a confusion matrix. What a model's weights
+need is known exactly when it is rebuilt without values; here stands what must not even reach that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from kustom.errors import CorruptFileError, FileError
+from kustom.saving.hdf5 import Group
+from kustom.saving.limits import Limits
+
+__all__ = ["compared", "fault", "of_calls", "shapes"]
+
+_SHAPES = {"batch_shape", "batch_input_shape", "build_input_shape", "input_shape", "output_shape", "shape", "target_shape"}
+# Variables that are made when a model is compiled, before anything is held against the weights.
+_STATE = {
+    "MeanIoU": lambda config: _int(config, "num_classes") ** 2,
+    "IoU": lambda config: _int(config, "num_classes") ** 2,
+    "OneHotMeanIoU": lambda config: _int(config, "num_classes") ** 2,
+    "OneHotIoU": lambda config: _int(config, "num_classes") ** 2,
+    "AUC": lambda config: 4 * _int(config, "num_thresholds") * max(1, _int(config, "num_labels")),
+    "Resizing": lambda config: _int(config, "height") * _int(config, "width"),
+    "UpSampling2D": lambda config: math.prod(_whole(config.get("size"))),
+    "UpSampling3D": lambda config: math.prod(_whole(config.get("size"))),
+}
+# Operations that make as much as a number in their arguments says.
+_MAKE = set(
+    """
+    Arange Bincount BroadcastTo CropImages DepthToSpace Diag Diagflat ExtractPatches ExtractSequences Eye Fold Full Geomspace
+    Histogram ISTFT IRFFT Linspace Logspace MultiHot OneHot Pad PadImages RFFT Repeat Reshape Resize STFT ScaleAndTranslate
+    Scatter SegmentMax SegmentMin SegmentProd SegmentSum Slice Tile Tri Unfold Vander AdaptiveAveragePool AdaptiveMaxPool
+    """.split()
+)
+# Below this many numbers, nobody minds.
+_FEW = 2**20
+# Numbers of four bits stand two in a byte; twice as much again for what is not known here.
+_PACKED = 4
+
+
+def fault(name: str, config: dict[str, Any], keys: Iterable[str], limits: Limits) -> tuple[str, str] | None:
+    """The setting that asks for too much, and what to say; None where none does."""
+    for key in keys:
+        values = list(_whole(config.get(key)))
+        size = math.prod(n for n in values if n > 0) if key in _SHAPES else max(map(abs, values), default=0)
+        if size > limits.max_size:
+            return key, _too_much(size, limits)
+    state = _STATE.get(name)
+    size = state(config) if state is not None else 0
+    return (name, _too_much(size, limits)) if size > limits.max_size else None
+
+
+def shapes(value: Any, limits: Limits) -> str | None:
+    """What to say of a shape that a layer was built with, and that is too large; None where none is."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += [item for item in value if isinstance(item, list | dict)]
+            size = math.prod(n for n in value if type(n) is int and n > 0)
+            if size > limits.max_size:
+                return _too_much(size, limits)
+    return None
+
+
+def of_calls(layer: dict[str, Any], limits: Limits) -> str | None:
+    """What to say of an operation that would make more than is allowed; None where none does."""
+    module, name = layer.get("module"), layer.get("class_name")
+    if not isinstance(module, str) or not isinstance(name, str) or not module.startswith("keras.src.ops.") or name not in _MAKE:
+        return None
+    for value in (layer.get("config"), layer.get("inbound_nodes")):
+        size = max((abs(n) for n in _whole(value)), default=0)
+        if size > limits.max_size:
+            return _too_much(size, limits)
+    return None
+
+
+def compared(config: Any, weights: Group, file: str | None) -> Iterator[FileError]:
+    """Layers that were built with more numbers than all the weights have."""
+    stored = sum(dataset.size for dataset in weights.walk())
+    waiting = [(config, "")]
+    while waiting:
+        value, place = waiting.pop()
+        if isinstance(value, list):
+            waiting += [(item, f"{place}[{number}]") for number, item in enumerate(value)]
+        elif isinstance(value, dict):
+            waiting += [(item, f"{place}.{key}".lstrip(".")) for key, item in value.items()]
+            needed = _needed(value)
+            if needed > max(_FEW, _PACKED * stored):
+                yield CorruptFileError(
+                    f"the layer needs {needed:,} numbers, and all weights together have {stored:,}. The file is damaged "
+                    "or was made by hand; save the model again.",
+                    file=file,
+                    part=f"config.json: {place}",
+                )
+
+
+def _needed(value: dict[str, Any]) -> int:
+    """The numbers that a layer of Keras's has at least, where it was built."""
+    config, build = value.get("config"), value.get("build_config")
+    if value.get("module") != "keras.layers" or not isinstance(config, dict) or not isinstance(build, dict):
+        return 0
+    name, units = value.get("class_name"), _int(config, "units")
+    if name == "Dense":
+        shape = build.get("input_shape")
+        last = shape[-1] if isinstance(shape, list) and shape else 1
+        return units * (last if type(last) is int and last > 0 else 1)
+    if name in ("LSTM", "GRU", "SimpleRNN"):
+        return units**2 * {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}[name]
+    if name in ("Embedding", "ReversibleEmbedding"):
+        return _int(config, "input_dim") * _int(config, "output_dim")
+    if isinstance(name, str) and name.startswith("Conv") and "LSTM" not in name:
+        return _int(config, "filters") * math.prod(n for n in _whole(config.get("kernel_size")) if n > 0)
+    return 0
+
+
+def _whole(value: Any) -> Iterator[int]:
+    """The whole numbers in a setting."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+        elif type(value) is int:
+            yield value
+
+
+def _int(config: dict[str, Any], key: str) -> int:
+    value = config.get(key)
+    return value if type(value) is int and value > 0 else 0
+
+
+def _too_much(size: int, limits: Limits) -> str:
+    return f"it asks for {size:,}, and max_size allows {limits.max_size:,}. If you know the file, raise it: max_size={size:_}."

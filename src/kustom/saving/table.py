@@ -1,0 +1,69 @@
+"""Keras's parts as data: which names a file may use, and in which place. Written by `scripts/keras_parts.py`.
+
+It is data so that a file can be judged without importing Keras, and so that a name that Keras will export tomorrow is
+unknown today, not allowed.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from importlib import resources
+from typing import Any
+
+__all__ = ["DTYPES", "entry", "functions", "is_policy", "names", "nearest", "versions"]
+
+_FLOATS = "float16|float32|float64|bfloat16"
+_NUMBERS = f"{_FLOATS}|float8_e4m3fn|float8_e5m2|u?int(4|8|16|32|64)|bool|complex64|complex128"
+DTYPES = re.compile(_NUMBERS)
+# A dtype, or a policy: mixed precision, and what a layer was quantized to from what.
+_POLICY = re.compile(
+    rf"({_NUMBERS}|string|mixed_(float16|bfloat16)|((int8|int4|float8)(/-?\d+)?|(gptq|awq)/\d+/-?\d+)_from_(mixed_)?({_FLOATS}))"
+)
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    return json.loads(resources.files("kustom.saving").joinpath("parts.json").read_text(encoding="utf-8"))
+
+
+def versions() -> list[str]:
+    """The releases of Keras that the table was made from."""
+    return _table()["keras"]
+
+
+def entry(name: str) -> dict[str, Any] | None:
+    """What is known of a name such as `keras.layers.Dense`; None where it is no part."""
+    return _table()["parts"].get(name)
+
+
+def names(slot: str) -> frozenset[str]:
+    """The names that Keras takes as text in a place."""
+    return _names(slot)
+
+
+@functools.cache
+def _names(slot: str) -> frozenset[str]:
+    return frozenset(_table()["texts"].get(slot, ()))
+
+
+@functools.cache
+def functions(name: str) -> frozenset[str]:
+    """The places that a function of Keras's has, by its bare name, as files name it that say `builtins`."""
+    parts = _table()["parts"].items()
+    found = [each["slots"] for full, each in parts if each["kind"] == "function" and full.rpartition(".")[2] == name]
+    return frozenset(slot for slots in found for slot in slots)
+
+
+def is_policy(text: str) -> bool:
+    """Whether text is a dtype, or a dtype policy's name."""
+    return _POLICY.fullmatch(text) is not None
+
+
+def nearest(name: str, candidates: Any) -> str:
+    """The candidate that is most like a name, as a hint for a message; empty where none is."""
+    import difflib
+
+    found = difflib.get_close_matches(name, [str(each) for each in candidates], n=1)
+    return f" Did you mean {found[0]!r}?" if found else ""

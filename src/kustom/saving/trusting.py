@@ -1,0 +1,88 @@
+"""Whom a load trusts: modules that may be imported, and classes that were given by hand.
+
+What a registered object is good for is read from its bases' names, so that nobody has to ask Keras.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from kustom.errors import UntrustedError
+from kustom.saving import table
+
+__all__ = ["Trust", "bases", "fits"]
+
+# A base class of Keras's, and the slot of what derives from it.
+_BASES = {
+    "Model": "model",
+    "Layer": "layer",
+    "Loss": "loss",
+    "Metric": "metric",
+    "BaseOptimizer": "optimizer",
+    "Initializer": "initializer",
+    "Regularizer": "regularizer",
+    "Constraint": "constraint",
+    "LearningRateSchedule": "schedule",
+    "Quantizer": "quantizer",
+    "QuantizationConfig": "quantization",
+    "DTypePolicy": "dtype",
+    "Operation": "operation",
+    "DistillationLoss": "distillation",
+    "SeedGenerator": "seed",
+}
+# What takes anything that can be called.
+_CALLABLE = {"activation", "initializer", "regularizer", "constraint", "loss", "metric", "schedule", "function"}
+
+
+class Trust:
+    """What `trust=` says.
+
+    Args:
+        given: A module's name, several, or registered names with their classes and functions.
+
+    Raises:
+        UntrustedError: It is none of these.
+    """
+
+    def __init__(self, given: str | Iterable[str] | Mapping[str, Any]) -> None:
+        self.objects: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {}
+        modules = () if isinstance(given, Mapping) else (given,) if isinstance(given, str) else tuple(given)
+        for name in (*modules, *self.objects):
+            if not isinstance(name, str) or not name:
+                raise UntrustedError(f"trust= takes names of modules, or registered names with their classes, not {name!r}.")
+        for name in modules:
+            if not all(part.isidentifier() for part in name.split(".")):
+                raise UntrustedError(f'trust={name!r} is no module\'s name, such as "my_package" or "my_package.parts".')
+        self.modules = modules
+
+    def covers(self, module: str) -> bool:
+        """Whether a module may be imported: it, or a package around it, is named."""
+        return any(module == name or module.startswith(f"{name}.") for name in self.modules)
+
+
+def bases(obj: Any) -> list[dict[str, Any]]:
+    """What the table says of the classes of Keras that a registered class derives from, nearest first."""
+    found = []
+    for base in getattr(obj, "__mro__", ()):
+        if base.__module__.split(".")[0] == "keras":
+            names = (f"keras.layers.{base.__name__}", f"keras.{base.__name__}", f"keras.utils.{base.__name__}")
+            found += [entry for name in names if (entry := table.entry(name)) is not None]
+    return found
+
+
+def fits(obj: Any, slot: str) -> bool:
+    """Whether a registered class or function can stand in a slot."""
+    if slot == "any":
+        return True
+    if not isinstance(obj, type):
+        return callable(obj) and slot in _CALLABLE
+    kinds = {_BASES[base.__name__] for base in obj.__mro__ if base.__module__.split(".")[0] == "keras" and base.__name__ in _BASES}
+    if "layer" in kinds:
+        kinds |= {"operation", "activation"}
+    if "loss" in kinds:
+        kinds.add("metric")
+    if "model" in kinds:
+        kinds.add("layer")
+    # What derives from nothing of Keras's is taken where Keras asks for no more than that it can be called.
+    return slot in kinds if kinds else slot in _CALLABLE

@@ -1,0 +1,119 @@
+"""The verdict on a file: what its config asks for, place by place, before anything of it is imported or made.
+
+A class that is harmless in one place is a way in at another, so that every place has a slot: a layer's takes layers, an
+activation's activations. Keras's own parts are those of a table, by exact module and name; a part of anybody else is
+taken where the running program has it registered, or its module was named in `trust=`. The same config, trust and
+registry give the same verdict, on every backend and in every thread: nothing here asks Keras.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kustom.errors import CorruptFileError, FileError, FormatError, LimitError, UnsafeFileError, UntrustedError
+from kustom.saving import sizes
+from kustom.saving.archive import CONFIG, Archive
+from kustom.saving.judging import Custom, Judge
+from kustom.saving.limits import DEFAULT, Limits
+from kustom.saving.trusting import Trust
+
+__all__ = ["Custom", "Verdict", "judge"]
+
+_WORST_FIRST = (UnsafeFileError, CorruptFileError, FormatError, LimitError, UntrustedError, FileError)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found in a config.
+
+    Args:
+        customs: The parts that are not Keras's own, in the order of the config.
+        imports: The modules to import, all of them trusted, before anything is made.
+        anomalies: Why the file is refused, all reasons; empty where it is not.
+        parts: How often each part occurs, Keras's own and others, by `module.name`.
+    """
+
+    customs: tuple[Custom, ...]
+    imports: tuple[str, ...]
+    anomalies: tuple[FileError, ...]
+    parts: Mapping[str, int]
+
+    def hold(self) -> None:
+        """Raise the worst of the anomalies, where there is one.
+
+        Raises:
+            FileError: The file is refused.
+        """
+        if not self.anomalies:
+            return
+        worst = min(self.anomalies, key=lambda each: next(n for n, kind in enumerate(_WORST_FIRST) if isinstance(each, kind)))
+        if len(self.anomalies) > 1:
+            worst.add_note(f"There are {len(self.anomalies) - 1} more reasons to refuse the file; kustom.inspect shows them all.")
+        raise worst
+
+
+def judge(
+    subject: Archive | dict[str, Any],
+    *,
+    trust: str | Iterable[str] | Mapping[str, Any] = (),
+    limits: Limits = DEFAULT,
+    registered: Mapping[str, Any] | None = None,
+    file: str | None = None,
+    slot: str = "layer",
+) -> Verdict:
+    """Judge an archive, or a config alone. Nothing is imported, not even Keras.
+
+    Where `trust` names modules, judge again when they have been imported, without them: what they registered is then held
+    against the places where the file wants it, and what they did not register is nobody's.
+
+    Args:
+        subject: What `archive.read` gave, or the config of a model or another part.
+        trust: Modules that may be imported, exactly or as packages; or registered names with their classes.
+        limits: How much the file may ask for.
+        registered: Keras's registry: registered names with what is registered; None where Keras is not running.
+        file: How messages name the file, where `subject` is a config.
+        slot: What `subject` is to be: a layer (which a model is), a loss, ...
+
+    Raises:
+        UntrustedError: `trust` is none of these.
+    """
+    config = subject.config if isinstance(subject, Archive) else subject
+    file = subject.file if isinstance(subject, Archive) else file
+    found = Judge(Trust(trust), limits, registered or {}, file, CONFIG if isinstance(subject, Archive) else None)
+    found.part(config, slot, "")
+    if isinstance(subject, Archive) and not found.anomalies:
+        for error in sizes.compared(config, subject.weights, file):
+            found.anomalies.append(error)
+    wanted = [custom for custom in found.customs if custom.source is None]
+    if wanted:
+        found.anomalies.append(_untrusted(wanted, file))
+    imports = dict.fromkeys(custom.module for custom in found.customs if custom.source == "trusted" and custom.module)
+    return Verdict(tuple(found.customs), tuple(imports), tuple(found.anomalies), found.parts)
+
+
+def _untrusted(wanted: list[Custom], file: str | None) -> UntrustedError:
+    lines = []
+    for custom in {(each.registered_name, each.module): each for each in wanted}.values():
+        where = f"of {custom.module}" if custom.module else "of a script or notebook"
+        lines.append(f"  {custom.registered_name} ({custom.slot}, {where}), at {custom.place}")
+    modules = sorted({custom.module.split(".")[0] for custom in wanted if custom.module})
+    bare = sorted({custom.registered_name for custom in wanted if not custom.module})
+    todo = []
+    if modules:
+        given = repr(modules[0]) if len(modules) == 1 else f"({', '.join(map(repr, modules))})"
+        todo.append(f"If you know that code, load it with kustom.load({file or 'path'!r}, trust={given}), or import it before")
+    if bare:
+        given = ", ".join(f"{name!r}: {name.rpartition('>')[2]}" for name in bare)
+        todo.append(f"Define what has no module to import from before loading, or give it: trust={{{given}}}")
+    wants = tuple(dict.fromkeys(custom.registered_name for custom in wanted))
+    return UntrustedError(
+        f"it wants {len(wants)} part{'s' if len(wants) > 1 else ''} that nobody vouches for:\n"
+        + "\n".join(lines)
+        + "\n"
+        + ". ".join(todo)
+        + ".",
+        file=file,
+        wants=wants,
+    )
