@@ -201,3 +201,34 @@ def test_what_keras_calls_its_moments_is_put_back():
         _ = 1 / 0
     assert (module.moments, getattr(module, "_compute_moments", None)) == plain
     assert keras.ops.moments is ops.moments
+
+
+@pytest.mark.parametrize("source", ["input", "weight", "intermediate"])
+@pytest.mark.parametrize("how", ["called", "compiled", "trained", "symbolic"])
+def test_a_layer_with_a_tape_in_a_model_that_is_not_built(source, how):
+    """Keras infers its shape by a symbolic call, wherever that happens."""
+
+    class Slope(keras.layers.Layer):
+        def build(self, shape):
+            self.w = self.add_weight(shape=(shape[-1], 1))
+
+        def call(self, x):
+            with kustom.GradientTape() as tape:
+                tape.watch(x)
+                hidden = ops.tanh(x)
+                y = ops.sum(ops.square(hidden @ self.w))
+            found = tape.gradient(y, {"input": x, "weight": self.w, "intermediate": hidden}[source])
+            assert found is not None
+            return x * ops.mean(found)
+
+    model = keras.Sequential([Slope(), keras.layers.Dense(1)])
+    x = np.ones((4, 3), "float32")
+    if how == "called":
+        assert model(x).shape == (4, 1)
+    elif how == "compiled":
+        assert kustom.function(lambda x: model(x))(x).shape == (4, 1)
+    elif how == "trained":
+        step = kustom.Supervised(model, optimizer=keras.optimizers.SGD(0.01), loss="mse")
+        assert np.isfinite(kustom.Loop(step).fit(x, x[:, :1], verbose=0).history["loss"][0])
+    else:
+        assert model(keras.Input((3,))).shape == (None, 1)

@@ -259,3 +259,22 @@ def test_evaluations_hooks():
     look.on_test_batch_end = lambda batch, logs=None: ended.append(batch)
     loop.evaluate(X, Y, batch_size=8, callbacks=[look])
     assert ended == list(range(6))
+
+
+@pytest.mark.parametrize("on_nonfinite", ["raise", "skip"])
+def test_hooks_by_batch_are_told_the_metrics_after_that_batch(on_nonfinite):
+    """What is asked for once, to see whether it is finite, is what they are told, unless the step was undone."""
+    mean = keras.metrics.Mean(name="loss")
+    told = []
+
+    class Telling(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            told.append(logs["loss"])
+            if batch == 0:
+                mean.reset_state()
+
+    x = np.array([1, 3, np.nan, 5] if on_nonfinite == "skip" else [1, 3, 5, 7], "float32")
+    loop = kustom.Loop(lambda x: mean.update_state(x) and None, metrics=[mean])
+    history = loop.fit(x, batch_size=1, shuffle=False, callbacks=[Telling()], on_nonfinite=on_nonfinite, verbose=0)
+    assert told == ([1, 3, 3, 4] if on_nonfinite == "skip" else [1, 3, 4, 5])
+    assert history.history["loss"] == [told[-1]]

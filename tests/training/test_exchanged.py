@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import weakref
@@ -244,7 +245,60 @@ def test_models_in_a_row_under_one_name_are_not_all_kept():
     assert sum(ref() is not None for ref in gone) <= 8
 
 
-def test_no_more_traces_than_before(monkeypatch):
+@pytest.mark.filterwarnings("ignore:.*has been traced:kustom.errors.RetraceWarning")
+def test_models_handed_over_die_with_their_programs():
+    @kustom.function
+    def f(model, optimizer, x):
+        with kustom.GradientTape() as tape:
+            y = ops.mean(model(x))
+        optimizer.apply(tape.gradient(y, model.trainable_variables), model.trainable_variables)
+        return y
+
+    gone = []
+    for _ in range(4):
+        model, optimizer = keras.Sequential([dense(1)]), keras.optimizers.Adam(0.1)
+        f(model, optimizer, X)
+        f(model, optimizer, X)
+        gone += [weakref.ref(model), weakref.ref(optimizer), weakref.ref(model.variables[0])]
+    assert f.traces == 4
+    del model, optimizer
+    gc.collect()
+    assert [ref() for ref in gone] == [None] * len(gone)
+
+
+def test_a_copy_of_what_was_handed_over_has_its_own_program():
+    layer = dense(1)
+    f = kustom.function(lambda layer, x: layer(x))
+    assert number(f(layer, X)) == 3
+    other = copy.deepcopy(layer)
+    other.kernel.assign(other.kernel * 2)
+    assert number(f(other, X)) == 6
+    assert number(f(layer, X)) == 3
+    assert f.traces == 2
+
+
+def test_a_model_that_is_lent_an_optimizer_is_traced_once():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense, self.seen = layers.Dense(1), keras.metrics.Mean(name="seen")
+
+        def call(self, x):
+            y = self.dense(x)
+            self.seen.update_state(ops.mean(y))
+            return y
+
+    x = np.ones((8, 3), "float32")
+    supervised = kustom.Supervised(Model(), optimizer=keras.optimizers.SGD(0.1), loss="mse")
+    loop = kustom.Loop(supervised)
+    for _ in range(2):
+        history = loop.fit(x, x[:, :1], batch_size=4, epochs=2, verbose=0)
+        # It was said once that nothing is compiled, where nothing was.
+        assert history.execution["traces"] == 1
+    assert sorted(history.history) == ["loss", "seen"]
+
+
+def test_no_more_traces_than_before():
     """What the trace itself makes, and what callbacks and compile set, is no change."""
     model = keras.Sequential([layers.Dense(4), layers.BatchNormalization(), layers.Dropout(0.1), layers.LSTM(2)])
     model.layers[0].kernel_regularizer = keras.regularizers.L2(0.1)

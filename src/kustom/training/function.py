@@ -12,6 +12,7 @@ import inspect
 import operator
 import threading
 import types
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
@@ -30,7 +31,7 @@ from kustom.gradients.applying import Passed, applying, unseen
 from kustom.gradients.tape import is_recorded
 from kustom.training.flags import Flags
 from kustom.training.tracers import tracers_put_back
-from kustom.training.watching import Guards, Reached, values_of
+from kustom.training.watching import Guards, Reached, is_keras, values_of
 
 __all__ = ["Compiled", "function"]
 
@@ -127,7 +128,8 @@ class Compiled(Generic[P, R]):
         # What `f` stands for, where it is the library's own.
         self._about = about or (f,)
         # What messages are about.
-        self._subject: Any = f if private.is_library(getattr(self._about[0], "__module__", None)) else self._about[0]
+        ours = isinstance(self._about[0], types.FunctionType) and private.is_library(self._about[0].__module__)
+        self._subject: Any = f if ours else self._about[0]
         self._static = tuple(static_argnames)
         self._signature = inspect.signature(f) if self._static else None
         if self._signature is not None and (unknown := set(self._static) - set(self._signature.parameters)):
@@ -172,6 +174,7 @@ class Compiled(Generic[P, R]):
             entry = self.entry(call)
             tensors = entry.tensors(call)
             if plain:
+                # Without an object there is no owner.
                 self._of_tensors[kinds] = self._entries[call.key]
         # It may be called by a step that runs as plain Python, and fails later.
         private.may_be_written(entry.program.written)
@@ -187,7 +190,7 @@ class Compiled(Generic[P, R]):
 
     def entry(self, call: Arguments) -> Entry:
         """The program for such a call; traced where there is none yet, or none that still fits."""
-        entries = self._entries.setdefault(call.key, [])
+        entries = self._of(call).setdefault(call.key, [])
         entry = self._known(entries)
         if entry is None:
             entry = self._traced(call)
@@ -196,6 +199,17 @@ class Compiled(Generic[P, R]):
             del entries[_KEPT:]
             entry.guards.adopt_seed()
         return entry
+
+    def _of(self, call: Arguments) -> dict[Any, list[Entry]]:
+        """The programs among which that for a call is: those of a Keras object that is handed over die with it."""
+        owner: Any = next((obj for obj in call.form.objects if is_keras(obj) or isinstance(obj, keras.Variable)), None)
+        if owner is None:
+            return self._entries
+        # As for methods: with the owner, and nothing that Keras should track.
+        held = vars(owner).get(_PROGRAMS)
+        if held is None or held.owner() is not owner:
+            held = vars(owner)[_PROGRAMS] = _Programs(owner)
+        return held.by_function.setdefault(self, {})
 
     def _known(self, entries: list[Entry]) -> Entry | None:
         """The program that still fits."""
@@ -313,8 +327,24 @@ class _Methods:
         return _Methods, ()
 
 
+class _Programs:
+    """The programs for one Keras object as an argument, by the function; a copy of the object makes its own."""
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = weakref.ref(owner)
+        self.by_function: weakref.WeakKeyDictionary[Compiled[..., Any], dict[Any, list[Entry]]] = weakref.WeakKeyDictionary()
+
+    def __reduce__(self) -> Any:
+        return _no_programs, ()
+
+
+def _no_programs() -> None:
+    """What stands in a copy."""
+
+
 # Where they stand in its `__dict__`.
 _METHODS = "_kustom_functions"
+_PROGRAMS = "_kustom_programs"
 
 
 def _name(f: Callable[..., Any]) -> str:

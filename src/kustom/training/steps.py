@@ -21,7 +21,8 @@ from kustom.training.data import open_source
 from kustom.training.execution import parse
 from kustom.training.function import Compiled, Entry
 from kustom.training.hooks import Hooks
-from kustom.training.loop import Loop, _number, _Phase, _updated, _within
+from kustom.training.loop import Loop
+from kustom.training.phase import Phase, is_updated, is_within, number
 from kustom.training.progress import StatusLine
 from kustom.training.source import unflatten
 from kustom.training.streams import batch_of
@@ -55,7 +56,7 @@ class Steps(Loop):
         held = vars(self._of)
         return all(held.get(name) is part for name, part in self._parts.items())
 
-    def _phase(self, kind: str, way: str, compiler: str | None) -> _Phase:
+    def _phase(self, kind: str, way: str, compiler: str | None) -> Phase:
         key = (kind, way == "eager", compiler)
         if key not in self._phases:
             method = "train_step" if kind == "train" else "test_step"
@@ -70,7 +71,7 @@ class Steps(Loop):
         phase.found(entry)
         phase.reset()
         scalars = _run(entry, entry.tensors(call))
-        return {name: _number(value) for name, value in scalars.items()} | phase.results()
+        return {name: number(value) for name, value in scalars.items()} | phase.results()
 
     def predict(self, x: Any, *, batch_size: Any, verbose: Any, steps: Any, callbacks: Any, execution: str) -> Any:
         """The outputs of `predict_step` for all batches, joined."""
@@ -130,7 +131,7 @@ class _Train:
             optimizer.finalize_variable_values(self.model.trainable_variables)
 
 
-class _ModelPhase(_Phase):
+class _ModelPhase(Phase):
     """A step of a model, compiled, and what is reported of it."""
 
     def __init__(self, model: Any, method: str, *, eager: bool, compiler: str | None) -> None:
@@ -178,9 +179,9 @@ class _ModelPhase(_Phase):
         reached = entry.reached.all(keras.metrics.Metric)
         self._touched |= {id(v) for v in variables or [v for m in reached for v in m.variables]}
         known = {id(v) for m in [*self._of.metrics, *self._others] for v in m.variables}
-        new = [m for m in reached if _updated(m, self._touched) and not _updated(m, known)]
+        new = [m for m in reached if is_updated(m, self._touched) and not is_updated(m, known)]
         for metric in new:
-            if not any(other is not metric and _within(metric, other) for other in new):
+            if not any(other is not metric and is_within(metric, other) for other in new):
                 self._others.append(metric)
                 metric.reset_state()
 
@@ -201,18 +202,18 @@ class _ModelPhase(_Phase):
         for name, value in self._shown[1]().items():
             part = shown[name][1]
             if part is not None:
-                found[name] = _number(value[part])
+                found[name] = number(value[part])
             elif isinstance(value, Mapping):
-                found |= {k: _number(v) for k, v in value.items()}
+                found |= {k: number(v) for k, v in value.items()}
             else:
-                found[name] = _number(value)
+                found[name] = number(value)
         return found
 
     def _reported(self) -> dict[str, _Result]:
         if not self._returns_nothing:
             return self._told_of
         every = [m for m in [*self._of.metrics, *self._others] if m is not private.loss_tracker(self._of)]
-        return {m.name: (m, None) for m in every if _updated(m, self._touched)}
+        return {m.name: (m, None) for m in every if is_updated(m, self._touched)}
 
     def variables(self) -> list[keras.Variable]:
         return [v for metric in [*self._of.metrics, *self._others] for v in metric.variables]

@@ -217,11 +217,8 @@ class Guards:
         self._held = [flags.get((id(cell), None), (_held(cell),))[0] for cell in self._cells]
         # Names in spaces that are to hold the same object, or an equal number or text.
         named = [(space, name, flags.get((id(space), name), (space[name],))[0]) for space, name in reached.globals]
-        self._containers = [
-            (c, _ids(c), _is_whole(c))
-            for c, _, owner in reached.containers
-            if _is_of_user(owner) and any(map(_is_watched, _each(c)))
-        ]
+        lists = [container for container, name, owner in reached.containers if _is_of_user(owner, name)]
+        self._containers = [(each, _ids(each), _is_whole(each)) for each in lists if any(map(_is_watched, _each(each)))]
         self._spaces: list[dict[str, Any]] = []
         self._gets: list[Any] = []
         self._kept: list[Any] = []
@@ -288,8 +285,11 @@ _content: Any = operator.attrgetter("cell_contents")
 _of_space: Any = dict.get
 
 
-def _is_of_user(owner: Any) -> bool:
-    return owner is None or isinstance(owner, types.SimpleNamespace) or not private.is_of_library(owner)
+def _is_of_user(owner: Any, name: str) -> bool:
+    """Whether a list or dict is the user's, and no register of Keras's or of a backend's; torch keeps layers in one."""
+    if owner is None or isinstance(owner, types.SimpleNamespace):
+        return True
+    return not private.is_of_library(owner) and (name == "_modules" or not is_keras(owner) or not private.is_internal(owner, name))
 
 
 def _each(container: Any) -> Iterable[Any]:

@@ -8,7 +8,7 @@ place. XLA rounds otherwise and draws other random numbers than TensorFlow's own
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -73,7 +73,7 @@ class Program:
         # Gradients of branches are traced otherwise for XLA.
         self.xla = compiler == "xla"
         try:
-            with private.builds_at_once(tf.init_scope), carried, refusing(_asks_a_value):
+            with private.builds_at_once(_outside), carried, refusing(_asks_a_value):
                 plain = tf.function(traced, autograph=False, jit_compile=self.xla or None).get_concrete_function(*specs)
         except ValueError as error:
             if _MADE_EACH_TIME not in str(error):
@@ -85,8 +85,8 @@ class Program:
         kinds = _kinds(plain.graph)
         self.heavy = bool(kinds & _HEAVY)
         self.xla = self.xla or (compiler is None and not kinds & (_HEAVY | _RAISING | _FOREIGN))
-        # XLA looks for nothing that may be wrong in the values.
-        self.can_raise = bool(kinds & (_RAISING if self.xla else _RAISING | _CHECKING))
+        # XLA looks for nothing that may be wrong in the values. A whole number may be divided by 0.
+        self.can_raise = bool(kinds & _RAISING if self.xla else kinds - _SURE) or (not self.xla and _divides(plain.graph))
         self._copy: Any = None
         self._count = len(plain.structured_outputs)
         self._plain = plain
@@ -169,6 +169,13 @@ class Program:
         return self.variables
 
 
+@contextlib.contextmanager
+def _outside() -> Iterator[None]:
+    """Outside of the trace. In `tf.init_scope` no tape would see anything, nor one that a layer opens while it is built."""
+    with tf.control_dependencies(None), tf.__internal__.eager_context.eager_mode():
+        yield
+
+
 # What TensorFlow says where variables are made when it traces a second time.
 _MADE_EACH_TIME = "singleton tf.Variable"
 
@@ -196,10 +203,27 @@ _HEAVY = frozenset(
 )
 # Those that can raise while they run.
 _RAISING = frozenset("Assert PyFunc PyFuncStateless EagerPyFunc NumpyFunction CheckNumerics CheckNumericsV2".split())
-# Those that look at the values where TensorFlow's own kernels run, such as whether a row is there.
-_CHECKING = frozenset(
+# Those that TensorFlow's own kernels compute whatever the values are; every other may refuse one, such as a row that is not
+# there or a label out of range.
+_SURE = frozenset(
     """
-    GatherV2 ResourceGather GatherNd ResourceGatherNd Cholesky MatrixInverse MatrixSolve MatrixTriangularSolve Qr Svd
+    Abs Acos Acosh AddN AddV2 All Any ArgMax ArgMin AssignAddVariableOp AssignSubVariableOp AssignVariableOp Asin Asinh Atan
+    Atan2 Atanh AvgPool AvgPool3D AvgPool3DGrad AvgPoolGrad BatchMatMulV2 BatchMatMulV3 BiasAdd BiasAddGrad BroadcastGradientArgs
+    BroadcastTo Cast Ceil ClipByValue ConcatV2 Const Conv2D Conv2DBackpropFilter Conv2DBackpropInput Conv3D
+    Conv3DBackpropFilterV2 Conv3DBackpropInputV2 Cos Cosh DepthwiseConv2dNative DepthwiseConv2dNativeBackpropFilter
+    DepthwiseConv2dNativeBackpropInput Digamma Div DivNoNan Einsum Elu EluGrad EmptyTensorList Equal Erf Erfc Exp ExpandDims
+    Expm1 Fill Floor FloorDiv FloorMod FusedBatchNormGradV3 FusedBatchNormV3 Greater GreaterEqual Identity IdentityN If
+    InvertPermutation IsFinite IsInf IsNan L2Loss LeakyRelu LeakyReluGrad Less LessEqual Lgamma LinSpace Log Log1p LogSoftmax
+    LogicalAnd LogicalNot LogicalOr MatMul Max MaxPool MaxPool3D MaxPool3DGrad MaxPoolGrad Maximum Mean Min Minimum Mul
+    MulNoNan Neg NoOp NotEqual OnesLike Pack Pad PadV2 PartitionedCall Placeholder Pow PreventGradient Prod Range Rank
+    ReadVariableOp RealDiv Reciprocal ReciprocalGrad Relu Relu6 Relu6Grad ReluGrad Reshape ResizeBilinear ResizeNearestNeighbor
+    ReverseV2 Rint Round Rsqrt RsqrtGrad Select SelectV2 Selu SeluGrad Shape ShapeN Sigmoid SigmoidGrad Sign Sin Sinh Size
+    Slice Softmax Softplus SoftplusGrad Softsign SoftsignGrad Split SplitV Sqrt SqrtGrad Square SquaredDifference Squeeze
+    StatefulPartitionedCall StatelessIf StatelessRandomGetKeyCounter StatelessRandomNormalV2 StatelessRandomUniformIntV2
+    StatelessRandomUniformV2 StatelessTruncatedNormalV2 StatelessWhile StopGradient StridedSlice StridedSliceGrad Sub Sum Tan
+    Tanh TanhGrad TensorListElementShape TensorListFromTensor TensorListGetItem TensorListLength TensorListPopBack
+    TensorListPushBack TensorListReserve TensorListSetItem TensorListStack Tile TopKV2 Transpose TruncateDiv TruncateMod Unpack
+    VarHandleOp VariableShape While Xdivy Xlogy ZerosLike
     """.split()
 )
 # Those that XLA does not know.
@@ -210,6 +234,28 @@ _FOREIGN = frozenset(
     OptionalFromValue OptionalGetValue OptionalHasValue OptionalNone
     """.split()
 )
+
+
+def _divides(graph: Any) -> bool:
+    """Whether a graph, or a function that it calls, divides whole numbers by something that may be 0."""
+    definition = graph.as_graph_def()
+    bodies = [definition.node, *(function.node_def for function in definition.library.function)]
+    return any(_may_be_by_zero(node, {each.name: each for each in body}) for body in bodies for node in body)
+
+
+def _may_be_by_zero(node: Any, nodes: dict[str, Any]) -> bool:
+    if (
+        node.op not in ("Div", "FloorDiv", "FloorMod", "TruncateDiv", "TruncateMod")
+        or not tf.as_dtype(node.attr["T"].type).is_integer
+    ):
+        return False
+    by = nodes.get(node.input[1].split(":")[0])
+    while by is not None and by.op in ("Cast", "Identity", "Reshape"):
+        by = nodes.get(by.input[0].split(":")[0])
+    if by is None or by.op not in ("Const", "Maximum"):
+        return True
+    # By Maximum, where shapes are divided, of 1 and another.
+    return by.op == "Const" and not tf.make_ndarray(by.attr["value"].tensor).all()
 
 
 def _kinds(graph: Any) -> set[str]:

@@ -114,7 +114,9 @@ def drop_unused(recording: Recording) -> None:
     keep = []
     for node in reversed(recording.nodes):
         writes = any(value.storage.state or value.kind == "input" or value.storage in memory for value in node.written)
-        used = node.random or writes or any(value in live for value in node.outputs)
+        # What gives and writes nothing looks whether something is right, such as a decomposition.
+        checks = not isinstance(node.func, Call) and not node.func._schema.returns and not node.written
+        used = node.random or writes or checks or any(value in live for value in node.outputs)
         keep.append(used)
         if used:
             for value in node.values():

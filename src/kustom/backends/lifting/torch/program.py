@@ -309,7 +309,11 @@ def _may_fail(node: Node, everywhere: bool) -> bool:
     if isinstance(node.func, Call) or node.seed is not None:
         return True
     # A device's memory may be used up anywhere; the host's hardly ever is in a way that can be caught.
-    return (everywhere and torch.Tag.inplace not in node.func.tags) or any(risk in node.func.name() for risk in _RISKS)
+    name = node.func.name()
+    if any(division in name for division in ("div", "remainder", "fmod")):
+        # By 0: of whole numbers there is no infinity.
+        return not any(value.like.is_floating_point() or value.like.is_complex() for value in node.values())
+    return (everywhere and torch.Tag.inplace not in node.func.tags) or any(risk in name for risk in _RISKS)
 
 
 def _batch(data: Sequence[Any], rows: Any, i: int) -> list[Any]:

@@ -25,6 +25,7 @@ from kustom.backends.lifting.torch.recording import Call, Node, Recording, Stora
 
 __all__ = ["chance", "give_chance", "record"]
 
+_core = private.backend_module("core")
 _aten = torch.ops.aten
 _READ = _aten._local_scalar_dense.default
 _INDEX = _aten.index.Tensor
@@ -218,6 +219,9 @@ class _Run(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if _core.get_device() == "meta":
+            # Keras infers shapes, or builds what is not built: nothing of it is part of a step.
+            return func(*args, **kwargs)
         if func is _aten.lift_fresh.default and id(args[0]) not in self.values:
             # Made of numbers or an array just now; it may be written into.
             self._note_constant(args[0])
