@@ -23,6 +23,7 @@ from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.variables import is_float_dtype, standardize_dtype
 from keras.src.losses.loss import reduce_weighted_values
+from keras.src.losses.losses import LossFunctionWrapper
 from keras.src.models.functional import Functional
 from keras.src.models.model import functional_init_arguments as are_functional
 from keras.src.random import seed_generator
@@ -45,6 +46,7 @@ __all__ = [
     "Terms",
     "add_state",
     "are_functional",
+    "as_loss",
     "assignments_refused",
     "attributes_of",
     "averaged",
@@ -86,6 +88,7 @@ __all__ = [
     "reduce_weighted_values",
     "register",
     "registered",
+    "registered_as",
     "registered_names",
     "results",
     "resumed_at",
@@ -104,6 +107,7 @@ __all__ = [
     "track",
     "tracked",
     "trained_by",
+    "training_default",
     "undone",
     "uninitialized",
     "unknown_to",
@@ -172,6 +176,16 @@ def registered(name: str) -> Any:
     return object_registration.GLOBAL_CUSTOM_OBJECTS.get(name)
 
 
+def as_loss(function: Callable[..., Any]) -> keras.losses.Loss:
+    """The loss that Keras makes of a function which `compile` is given."""
+    return LossFunctionWrapper(function)
+
+
+def registered_as(name: str) -> list[Any]:
+    """Every class and function that was ever registered under exactly `name`, in the order of their registration."""
+    return [obj for obj, known in object_registration.GLOBAL_CUSTOM_NAMES.items() if known == name]
+
+
 def registered_names() -> list[str]:
     """Every name in Keras's registry."""
     return list(object_registration.GLOBAL_CUSTOM_OBJECTS)
@@ -220,6 +234,12 @@ def metrics_of(layer: keras.layers.Layer) -> list[Any]:
 def takes_training(layer: keras.layers.Layer) -> bool:
     """Whether the `call` of `layer` has an argument `training`."""
     return layer._call_has_training_arg
+
+
+def training_default(layer: keras.layers.Layer) -> Any:
+    """The default of `training` in the `call` of `layer`; None where there is none."""
+    parameter = inspect.signature(layer.call).parameters.get("training")
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
 def trained_by(optimizer: Any) -> list[keras.Variable]:

@@ -5,7 +5,9 @@ What is compared is what a user sees: a loss's values before they are averaged, 
 
 from __future__ import annotations
 
+import inspect
 import types
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -14,7 +16,15 @@ from keras import ops
 
 from kustom.backends import keras as private
 
-__all__ = ["arrays", "call", "cloned_weights", "floats", "moved", "outputs_of", "same", "tensors", "value_of", "worst"]
+
+def flat(x: Any) -> list[Any]:
+    """The leaves of a structure."""
+    return list(keras.tree.flatten(x))
+
+
+def mapped(function: Callable[[Any], Any], x: Any) -> Any:
+    """A structure with `function` applied to its leaves."""
+    return keras.tree.map_structure(function, x)
 
 
 def tensors(x: Any, dtype: str | None = None) -> Any:
@@ -63,6 +73,19 @@ def call(subject: Any, instance: Any, *args: Any, **kwargs: Any) -> Any:
     return instance(*tensors(args), **kwargs)
 
 
+def call_on_tensors(subject: Any, instance: Any, args: Any, **kwargs: Any) -> Any:
+    """As `call`, with tensors as they are: those that a tape watches."""
+    if subject.kind in ("layer", "model"):
+        return instance(*args, **{**training_of(subject), **(kwargs if _takes_training(instance) else {})})
+    if subject.kind == "loss":
+        return _values(instance, *args)
+    return instance(*args)
+
+
+def _takes_training(layer: Any) -> bool:
+    return private.takes_training(layer) or isinstance(layer, keras.Model)
+
+
 def training_of(subject: Any) -> dict[str, Any]:
     """The keyword with which a part must be called that works in training alone."""
     return {"training": True} if subject.tagged("needs_training") else {}
@@ -91,8 +114,6 @@ def update(metric: Any, y_true: Any, y_pred: Any, **weight: Any) -> None:
 
 def takes_values(metric: Any) -> bool:
     """Whether a metric is updated by one tensor of values and not by targets and predictions."""
-    import inspect
-
     names = [
         p.name
         for p in inspect.signature(metric.update_state).parameters.values()
@@ -125,10 +146,20 @@ def cloned_weights(source: Any, target: Any) -> bool:
 def moved(layer: Any, rng: np.random.Generator) -> None:
     """Change a layer's floating weights as training would; what is positive stays so."""
     for variable in layer.variables:
-        if private.is_float_dtype(private.standardize_dtype(variable.dtype)):
+        if is_floating(variable):
             value = np.asarray(ops.convert_to_numpy(ops.cast(variable, "float32")))
             step = rng.uniform(0.05, 0.25, value.shape)
             variable.assign((value * (1 + step) + 0.1 * step).astype("float32"))
+
+
+def is_floating(variable: Any) -> bool:
+    """Whether a variable or tensor is of a floating dtype."""
+    return private.is_float_dtype(private.standardize_dtype(variable.dtype))
+
+
+def float_weights(layer: Any) -> list[np.ndarray]:
+    """The floating weights of a layer, its state included."""
+    return [np.asarray(arrays(v)) for v in layer.variables if is_floating(v)]
 
 
 def worst(a: Any, b: Any) -> tuple[float, float, float]:

@@ -59,6 +59,11 @@ class Making:
         """Whether the part was given as what makes it."""
         return isinstance(self.part, type)
 
+    @property
+    def _is_named(self) -> bool:
+        """Whether a module holds the part itself under its name: a class, a function, a decorated one."""
+        return self.is_class or isinstance(self.part, types.FunctionType) or "fn" in vars(self.part)
+
     def _from_factory(self) -> tuple[Any, Any]:
         assert self._factory is not None
         made = self._factory()
@@ -110,7 +115,7 @@ class Making:
 
     def spelled(self) -> tuple[str, str]:
         """As Python text: the import, and what makes the part."""
-        named = self.part if isinstance(self.part, type | types.FunctionType) or hasattr(self.part, "fn") else type(self.part)
+        named = self.part if self._is_named else type(self.part)
         module, name = getattr(named, "__module__", "__main__"), getattr(named, "__qualname__", type(self.part).__name__)
         root = name.split(".")[0]
         head = (
@@ -128,11 +133,7 @@ class Making:
         Raises:
             SubjectError: It cannot: the part is defined inside of a function, or its module has no file.
         """
-        named = self.part
-        if self._factory is not None:
-            named = self.part
-        elif not self.is_class and not isinstance(self.part, types.FunctionType) and not hasattr(self.part, "fn"):
-            named = type(self.part)
+        named = self.part if self._is_named else type(self.part)
         module_name = getattr(named, "__module__", None) or ""
         qualname = getattr(named, "__qualname__", "")
         if "<" in qualname or not qualname:

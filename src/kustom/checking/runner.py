@@ -15,6 +15,7 @@ from typing import Any
 import keras
 
 from kustom.checking.finding import Finding, Measured, NotChecked, NotRun, Outcome, Passed, Undecided
+from kustom.checking.processes import POOL
 from kustom.checking.report import Report
 from kustom.checking.rules import Rule, load, selected
 from kustom.checking.subjects import Subject, subjects_of
@@ -108,6 +109,7 @@ def run(
     only: Codes = None,
     skip: Codes = None,
     preview: bool = False,
+    backends: list[str] | None = None,
     progress: Callable[[Rule], None] | None = None,
 ) -> Report:
     """Run the checks of a subject.
@@ -117,10 +119,15 @@ def run(
         only: Codes, or how they begin.
         skip: Codes to leave out.
         preview: Whether new codes run, too.
+        backends: On which others it must run; all that are installed where it is None.
         progress: Called with each rule before it runs.
     """
     started = time.perf_counter()
     chosen = checks_of(subject, only, skip, preview=preview)
+    backends = POOL.backends if backends is None else [keras.backend.backend(), *backends]
+    rooms = {"new process": backends[:1], "every backend": backends[1:]}
+    # They start while the checks here run.
+    POOL.start([name for where in {each.where for each in chosen} for name in rooms.get(where, [])])
     outcomes: dict[str, list[Outcome]] = {}
     for each in chosen:
         if progress is not None:
@@ -130,6 +137,9 @@ def run(
             if code not in outcomes:
                 outcomes[code] = _outcomes(subject, load()[code], outcomes)
         outcomes.setdefault(each.code, _outcomes(subject, each, outcomes) if each.code not in outcomes else [])
+    for each in chosen:
+        if each.where == "every backend":
+            outcomes[each.code] += _elsewhere(subject, each, outcomes, backends[1:])
     listed = [outcome for each in chosen for outcome in outcomes[each.code]]
     return Report(listed, subject.seed, time.perf_counter() - started)
 
@@ -146,12 +156,20 @@ def _prerequisites(subject: Subject, each: Rule) -> Iterator[str]:
             yield code
 
 
+def _elsewhere(subject: Subject, each: Rule, done: dict[str, list[Outcome]], backends: list[str]) -> list[Outcome]:
+    if any(not isinstance(o, Passed) for o in done[each.code]):
+        return []
+    found = [outcome for name in backends for outcome in _row(subject, each, name)]
+    return [_judged(subject, outcome) for outcome in found]
+
+
 def _outcomes(subject: Subject, each: Rule, done: dict[str, list[Outcome]]) -> list[Outcome]:
     missing = tuple(code for code in each.needs if not all(isinstance(o, Passed) for o in done.get(code, [])))
     if missing:
         return [NotRun(each.code, subject.name, missing)]
     found: list[Outcome] = []
-    for variant in each.variants or ("",):
+    here = (keras.backend.backend(),)
+    for variant in here if each.where == "every backend" else each.variants or ("",):
         found += _row(subject, each, variant)
     return [_judged(subject, outcome) for outcome in found]
 
@@ -160,7 +178,7 @@ def _row(subject: Subject, each: Rule, variant: str) -> list[Outcome]:
     found: list[Outcome] = []
     with _quiet(subject, each):
         try:
-            for said in (each.check(subject, variant) if each.variants else each.check(subject)) or ():
+            for said in (each.check(subject, variant) if variant else each.check(subject)) or ():
                 found.append(_outcome(subject, each, said, variant))
         except Exception as error:
             # A part may raise anything anywhere; what is no fault of it must be seen in a test of ours, not be silent.
