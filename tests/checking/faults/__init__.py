@@ -13,19 +13,6 @@ FAMILIES = (
     *("configs", "files", "shaped", "losses", "slopes", "numeric", "drawn", "modal", "traced", "trained", "counted"),
     "backends",
 )
-    "configs",
-    "files",
-    "shaped",
-    "losses",
-    "slopes",
-    "numeric",
-    "drawn",
-    "modal",
-    "traced",
-    "trained",
-    "counted",
-    "backends",
-)
 
 
 class Pair(NamedTuple):
