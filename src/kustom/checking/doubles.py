@@ -98,10 +98,11 @@ class Along:
         flat = [calls.flat(args)[i] for i in self._places]
         weights = list(made.trainable_variables) if subject.kind in ("layer", "model") else []
         self._weights = [v for v in weights if calls.is_floating(v)]
-        self._directions = [_directions([x.shape for x in flat], rng)] if flat else []
+        few = 3 if subject.kind == "model" else None
+        self._directions = [_directions([x.shape for x in flat], rng, most=few)] if flat else []
         self.names = ["inputs"] * bool(flat)
         if self._weights:
-            self._directions.append(_directions([tuple(v.shape) for v in self._weights], rng, most=WEIGHT_DIRECTIONS))
+            self._directions.append(_directions([tuple(v.shape) for v in self._weights], rng, most=few or WEIGHT_DIRECTIONS))
             self.names.append("weights")
         self.starts = [np.zeros(len(each)) for each in self._directions]
         self._mixing: list[np.ndarray] = []

@@ -209,9 +209,14 @@ def _texts(function: Any) -> set[str]:
 
 @functools.cache
 def _disabled(base: type, name: str) -> bool:
-    """Whether a method of Keras is there only to say that it is gone."""
-    function = next(node for node in ast.walk(_tree(vars(base)[name])) if isinstance(node, ast.FunctionDef))
-    return any(isinstance(node, ast.Raise) and "NotImplementedError" in ast.unparse(node) for node in function.body)
+    """Whether a member of Keras is there only to say that it is gone, or going."""
+    member = vars(base).get(name)
+    function = member.fget if isinstance(member, property) else inspect.unwrap(member) if callable(member) else None
+    if not inspect.isfunction(function):
+        return False
+    body = next(node for node in ast.walk(_tree(function)) if isinstance(node, ast.FunctionDef)).body
+    raises = any(isinstance(node, ast.Raise) and "NotImplementedError" in ast.unparse(node) for node in body)
+    return raises or any("deprecated" in text for text in _texts(function))
 
 
 @functools.cache
@@ -233,7 +238,7 @@ def attributes(cls: type) -> frozenset[str] | None:
         except (TypeError, OSError, SyntaxError):
             return None
         names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
-    gone = {name for base in cls.__mro__ for name in REMOVED if inspect.isfunction(vars(base).get(name)) and _disabled(base, name)}
+    gone = {name for base in cls.__mro__ for name in REMOVED if _disabled(base, name)}
     return frozenset(names - gone)
 
 

@@ -140,13 +140,15 @@ class Making:
             raise SubjectError(f"{qualname or self.part!r} is defined inside of a function, where another process cannot find it")
         module = sys.modules.get(module_name)
         file = getattr(module, "__file__", None)
-        if self.source is None and file is None:
+        # A layer of Keras's own that was made in a notebook is defined in Keras.
+        source = self.source if module_name.partition(".")[0] != "keras" else None
+        if source is None and file is None:
             raise SubjectError(f"its module {module_name} has no file that another process could import")
-        text = self.source if self.source is not None else _text(file)
+        text = source if source is not None else _text(file)
         recipe: dict[str, Any] = {
             "module": module_name,
             "file": file,
-            "source": self.source,
+            "source": source,
             "stamp": hashlib.sha256(text.encode()).hexdigest(),
             "path": [p for p in sys.path if p],
             "qualname": qualname,
@@ -155,7 +157,9 @@ class Making:
         if self.is_class and self.example is not None:
             declared = vars(self.part).get("__kustom__", getattr(self.part, "__kustom__", {})).get("examples", [])
             examples = declared if isinstance(declared, list | tuple) else [declared]
-            recipe["example"] = next((i for i, each in enumerate(examples) if each is self.example), 0)
+            position = next((i for i, each in enumerate(examples) if each is self.example), None)
+            # One that the class does not declare was found in calls of it, and is of plain values.
+            recipe |= {"example": position} if position is not None else {"settings": self.settings}
         elif not self.is_class and named is not self.part:
             recipe["config"] = json.loads(json.dumps(keras.saving.serialize_keras_object(self.part)))
         return recipe

@@ -25,7 +25,7 @@ def subject_of(recipe: dict[str, Any]) -> Subject:
     named = import_part(recipe)
     if "config" in recipe:
         return Subject(keras.saving.deserialize_keras_object(recipe["config"]), kind=recipe["kind"])
-    example = None
+    example = {"settings": recipe["settings"]} if "settings" in recipe else None
     if "example" in recipe:
         declared = declaration(named)["examples"]
         example = (declared if isinstance(declared, list | tuple) else [declared])[recipe["example"]]
