@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from kustom import errors as errors
     from kustom import textbook as textbook
     from kustom import typing as typing
+    from kustom.checking.plot import plot as plot
+    from kustom.checking.pytest_plugin import parametrize_with_checks as parametrize_with_checks
+    from kustom.checking.runner import check as check
     from kustom.defining.decorators import activation as activation
     from kustom.defining.decorators import constraint as constraint
     from kustom.defining.decorators import initializer as initializer
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
     from kustom.gradients.transforms import jacobian as jacobian
     from kustom.gradients.transforms import value_and_grad as value_and_grad
     from kustom.saving.inspecting import inspect as inspect
+    from kustom.saving.loading import load as load
+    from kustom.saving.writing import save as save
     from kustom.training.function import function as function
     from kustom.training.loop import Loop as Loop
     from kustom.training.model import Model as Model
@@ -72,6 +77,11 @@ _HOMES = {
     "Loop": "kustom.training.loop",
     "Supervised": "kustom.training.supervised",
     "Model": "kustom.training.model",
+    "save": "kustom.saving.writing",
+    "load": "kustom.saving.loading",
+    "check": "kustom.checking.runner",
+    "parametrize_with_checks": "kustom.checking.pytest_plugin",
+    "plot": "kustom.checking.plot",
 }
 _MODULES = ("errors", "textbook", "typing")
 

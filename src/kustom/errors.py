@@ -22,6 +22,7 @@ __all__ = [
     "CallbackError",
     "ClosureError",
     "ConfigError",
+    "ConformanceError",
     "CorruptFileError",
     "DataError",
     "DataWarning",
@@ -39,25 +40,36 @@ __all__ = [
     "LimitError",
     "LossScaleError",
     "MetricWarning",
+    "MissingLibraryError",
+    "MissingPartError",
     "MissingSettingError",
     "NameClashError",
     "NonFiniteError",
     "OptimizerError",
+    "OtherModelError",
+    "RebuildError",
+    "RecordingError",
+    "RecordingWarning",
     "ReservedNameError",
     "RetraceWarning",
     "ReturnError",
     "SettingError",
     "ShapeError",
+    "SourceWarning",
     "StepError",
+    "SubjectError",
     "TapeError",
     "TfKerasError",
     "TracerWarning",
     "TrackingError",
     "UnknownSettingError",
     "UnsafeFileError",
+    "UnsavableError",
     "UnsavableSettingError",
     "UntrustedError",
+    "UsageError",
     "VersionError",
+    "WeightsError",
 ]
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -375,6 +387,43 @@ class DataWarning(KustomError, UserWarning):
     """
 
 
+class ConformanceError(KustomError, AssertionError):
+    """A part does not keep what Keras and its users rely on; the text is the report of `kustom.check`.
+
+    Wrong: `kustom.check(my_softplus)` where it is `ops.log(ops.exp(z) + 1)`, whose gradient is NaN at 100.
+    Right: `ops.logaddexp(z, 0.0)`.
+
+    Attributes:
+        report: The report, of which the findings can be read one by one.
+    """
+
+    def __init__(self, report: Any) -> None:
+        super().__init__(str(report))
+        self.report = report
+
+
+class MissingLibraryError(KustomError, ImportError):
+    """Something was asked for that needs a library which kustom is installed without.
+
+    Wrong: `kustom.plot(part)` after `pip install "kustom[jax]"`. Right: `pip install "kustom[jax,plot]"`.
+    """
+
+
+class SubjectError(KustomError, TypeError):
+    """What was given to be checked is no Keras part, or does not say how it is made.
+
+    Wrong: `kustom.check(MyDense)` where `MyDense` has no default for `units`.
+    Right: `kustom.check(MyDense(4))`; or `__kustom__ = {"examples": [{"settings": {"units": 4}}]}` in the class.
+    """
+
+
+class UsageError(KustomError, ValueError):
+    """A check, a command or an option of one is called in a way that there is not.
+
+    Wrong: `kustom.check(part, only="G999")`. Right: `kustom.check(part, only="G201")`; `kustom rules` lists the codes.
+    """
+
+
 class TfKerasError(KustomError, TypeError):
     """An object of `tf_keras` (Keras 2) was given; kustom makes parts of Keras 3, and the two do not mix.
 
@@ -441,6 +490,71 @@ class LimitError(FileError):
 
     Wrong: `kustom.load("huge.keras", max_bytes=10**6)`.
     Right: `kustom.load("huge.keras", max_bytes=10**9)`, for a file of which you know that it is as large as that.
+    """
+
+
+class MissingPartError(FileError):
+    """A file wants a part whose module cannot be imported, or whose module no longer has it.
+
+    Wrong: a file of `my_package.parts>Gate`, loaded where `my_package` is not installed, or has renamed `Gate`.
+    Right: install the version that the manifest names (`kustom.inspect(path)` shows it), or say where the part is now:
+    `kustom.load(path, trust={"my_package.parts>Gate": my_package.Door})`; for good, `@kustom.part(formerly=...)`.
+    """
+
+
+class RebuildError(FileError):
+    """A part of a file cannot be made of the settings that stand there, or the model not of its parts.
+
+    Wrong: a file that holds `rate` for a part whose field is now called `factor`.
+    Right: `@kustom.part(version=2, migrate=...)`, which turns the older settings into the newer.
+    """
+
+
+class WeightsError(FileError):
+    """The weights in a file do not fit the model that its config makes.
+
+    Wrong: a layer that was given one weight more since the file was written.
+    Right: the version of the code that the file was written with; or a new layer beside it, of another name.
+    """
+
+
+class OtherModelError(FileError):
+    """A model was loaded and is not the one that was saved: it gives another output, or one of its losses another value.
+
+    Wrong: a function in the model was edited since, so that it computes something else.
+    Right: the code that the file was written with; or, where the change is meant, `kustom.load(path, verify=False)`.
+    """
+
+
+class UnsavableError(KustomError, ValueError):
+    """A model could not be loaded again as it is; nothing was written. The message names the part and the reason.
+
+    Wrong: `layer.rate = 0.9` on a layer whose config still says 0.5.
+    Right: the setting told to the constructor, or a part by `@kustom.part`, whose config says what it holds.
+    """
+
+
+class RecordingError(KustomError, ValueError):
+    """An example was given to be recorded with a model, and the model refuses it, or it is too large for a file.
+
+    Wrong: `kustom.save(model, path, example=x[0])`, a sample without the axis of the batch.
+    Right: `kustom.save(model, path, example=x[:1])`.
+    """
+
+
+class RecordingWarning(KustomError, UserWarning):
+    """A file was written without an output, so that nothing shows when it loads as another model.
+
+    Wrong: `kustom.save(model, path)` where the model takes something that cannot be made up.
+    Right: `kustom.save(model, path, example=x[:2])`.
+    """
+
+
+class SourceWarning(KustomError, UserWarning):
+    """The source of a part is another than when the file was written; what the model gives is the same, as far as was recorded.
+
+    Wrong: a helper added to the class, or a comment, which a fingerprint cannot tell from a change of what it computes.
+    Right: save the model again, with the code of now, once its output has been looked at.
     """
 
 

@@ -6,6 +6,7 @@ It promotes integers beside floats, and refuses booleans in subtraction. A value
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -63,3 +64,28 @@ def execution(jit_compile: bool) -> str:
 
 def set_mode(model: Any, *, training: bool) -> None:
     """Tell the modules of a model whether it is trained; nothing is to be done here."""
+
+
+# What its operations raise where what they are given does not fit, beside Python's own errors.
+ERRORS: tuple[type[Exception], ...] = ()
+
+
+@contextlib.contextmanager
+def random_kept() -> Iterator[None]:
+    """A scope after which the generators that JAX keeps for all are as they were: there are none."""
+    yield
+
+
+def text(array: Any) -> Any:
+    """An array of text as a model takes it: there are no tensors of text."""
+    return array.astype(str)
+
+
+def device_kind() -> str:
+    """What Keras computes on."""
+    return jax.default_backend()
+
+
+def own(array: Any) -> Any:
+    """An array of a file as one that a tensor may keep: its values are copied, or never written to."""
+    return array

@@ -7,10 +7,12 @@ not from here.
 from __future__ import annotations
 
 import collections
+import collections.abc
 import contextlib
 import functools
 import importlib
 import inspect
+import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
@@ -23,12 +25,14 @@ from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.variables import is_float_dtype, standardize_dtype
 from keras.src.losses.loss import reduce_weighted_values
+from keras.src.losses.losses import LossFunctionWrapper
 from keras.src.models.functional import Functional
 from keras.src.models.model import functional_init_arguments as are_functional
 from keras.src.random import seed_generator
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
-from keras.src.saving import object_registration, saving_lib
+from keras.src.saving import object_registration, saving_lib, serialization_lib
 from keras.src.saving.keras_saveable import KerasSaveable
+from keras.src.saving.serialization_lib import ObjectSharingScope, SafeModeScope
 from keras.src.trainers.compile_utils import CompileLoss, CompileMetrics
 from keras.src.utils.naming import to_snake_case
 from keras.src.utils.python_utils import default as mark_default
@@ -40,28 +44,42 @@ __all__ = [
     "ROOTS",
     "CompileLoss",
     "CompileMetrics",
+    "Entry",
     "Exchange",
     "Functional",
+    "Reading",
+    "Stored",
     "Terms",
+    "Written",
     "add_state",
     "are_functional",
+    "are_placed",
+    "as_loss",
+    "assets_in",
     "assignments_refused",
     "attributes_of",
     "averaged",
     "backend_module",
     "builds_at_once",
+    "compile_again",
     "compute_output_spec",
     "count_of",
     "descendants",
+    "deserialized",
     "everyones_seed",
+    "fits_memory",
+    "forget_uninitialized",
     "forward",
     "functional_of",
     "get_keras_mask",
     "has_strategy",
     "has_value",
+    "holders_of",
     "in_call",
     "in_layer_call",
     "in_order",
+    "initialize",
+    "input_structure",
     "is_assigned",
     "is_default",
     "is_float_dtype",
@@ -70,8 +88,13 @@ __all__ = [
     "is_known_function",
     "is_library",
     "is_multi",
+    "is_of_keras",
     "is_of_library",
+    "kept",
+    "kind_of",
+    "layers_of",
     "listen",
+    "load_state",
     "loss_tracker",
     "makes",
     "mark_default",
@@ -80,36 +103,52 @@ __all__ = [
     "name_nested",
     "need_compiled",
     "open_scope",
+    "own",
     "own_value",
+    "placeholder_of",
     "put",
+    "put_all",
     "reads",
     "reduce_weighted_values",
     "register",
     "registered",
+    "registered_as",
     "registered_names",
+    "registry",
     "results",
     "resumed_at",
+    "save_state",
+    "saves_as_layers_do",
     "seed_of_all",
+    "seeds_of",
+    "serialized",
     "set_keras_mask",
     "set_seed_of_all",
+    "settings_here",
     "share",
     "standardize_dtype",
     "steppers_of",
     "stored",
     "sublayers",
+    "synchronize",
+    "takers_in",
     "takes_training",
     "to_snake_case",
     "told",
     "total_loss",
     "track",
     "tracked",
+    "trainable",
     "trained_by",
+    "training_default",
     "undone",
     "uninitialized",
     "unknown_to",
     "unlisten",
     "values_wait",
+    "variables_of_metrics",
     "wide_floats",
+    "write_weights",
 ]
 
 # What Keras, or one of its backends, keeps under these names on an instance; the rest is found with `dir(base)`. The
@@ -172,6 +211,16 @@ def registered(name: str) -> Any:
     return object_registration.GLOBAL_CUSTOM_OBJECTS.get(name)
 
 
+def as_loss(function: Callable[..., Any]) -> keras.losses.Loss:
+    """The loss that Keras makes of a function which `compile` is given."""
+    return LossFunctionWrapper(function)
+
+
+def registered_as(name: str) -> list[Any]:
+    """Every class and function that was ever registered under exactly `name`, in the order of their registration."""
+    return [obj for obj, known in object_registration.GLOBAL_CUSTOM_NAMES.items() if known == name]
+
+
 def registered_names() -> list[str]:
     """Every name in Keras's registry."""
     return list(object_registration.GLOBAL_CUSTOM_OBJECTS)
@@ -220,6 +269,12 @@ def metrics_of(layer: keras.layers.Layer) -> list[Any]:
 def takes_training(layer: keras.layers.Layer) -> bool:
     """Whether the `call` of `layer` has an argument `training`."""
     return layer._call_has_training_arg
+
+
+def training_default(layer: keras.layers.Layer) -> Any:
+    """The default of `training` in the `call` of `layer`; None where there is none."""
+    parameter = inspect.signature(layer.call).parameters.get("training")
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
 def trained_by(optimizer: Any) -> list[keras.Variable]:
@@ -419,6 +474,23 @@ def put(variable: keras.Variable, value: Any) -> None:
     variable._direct_assign(value)
 
 
+# What `own_value` gives, and whether a variable is trainable: for what is asked of many variables at each call of a program,
+# by `map`, so that it costs no frame of Python for each.
+own = operator.attrgetter("_value")
+trainable = operator.attrgetter("_trainable")
+
+
+def are_placed(variables: Iterable[keras.Variable]) -> bool:
+    """Whether one of the variables has a layout over devices, which `put` sees to."""
+    return any(variable._layout is not None for variable in variables)
+
+
+def put_all(variables: list[keras.Variable], values: list[Any]) -> None:
+    """What `put` does, for each of variables that have no layout; no `undone` is told."""
+    for variable, value in zip(variables, values, strict=True):
+        variable._value = value
+
+
 def open_scope() -> keras.StatelessScope | None:
     """The stateless scope that is open now."""
     return get_stateless_scope()
@@ -427,6 +499,13 @@ def open_scope() -> keras.StatelessScope | None:
 def uninitialized() -> list[keras.Variable]:
     """The variables that were made in a stateless scope and have no value yet."""
     return list(global_state.get_global_attribute("uninitialized_variables") or ())
+
+
+def forget_uninitialized(variables: Iterable[keras.Variable]) -> None:
+    """Have Keras not initialize these at the end of the next stateless scope, which it does with all that were made in one."""
+    known = {id(variable) for variable in variables}
+    waiting = [variable for variable in uninitialized() if id(variable) not in known]
+    global_state.set_global_attribute("uninitialized_variables", waiting)
 
 
 def in_layer_call() -> bool:
@@ -929,3 +1008,395 @@ def _noted_result(plain: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return given
 
     return result
+
+
+class _Noted(threading.local):
+    def __init__(self) -> None:
+        self.all: list[list[tuple[Any, dict[str, Any]]]] = []
+
+
+_noted = _Noted()
+
+
+def _noted_record(plain: Callable[[Any, dict[str, Any]], None]) -> Callable[[Any, dict[str, Any]], None]:
+    noted = _noted
+
+    @functools.wraps(plain)
+    def record_object_after_serialization(obj: Any, config: dict[str, Any]) -> None:
+        plain(obj, config)
+        for each in noted.all:
+            # Kept, so that no other object comes to have its id.
+            each.append((obj, config))
+            config["shared_object_id"] = id(obj)
+
+    return record_object_after_serialization
+
+
+_recording = Exchange(serialization_lib, "record_object_after_serialization", _noted_record)
+
+
+def serialized(obj: Any) -> tuple[dict[str, Any], list[tuple[Any, dict[str, Any]]]]:
+    """The config of `obj` as Keras writes it, and every object that stands in it beside its own config.
+
+    Each config has its object's id as `shared_object_id`: Keras marks an object only when it meets it again, by which time
+    the first config has been copied, so that a layer given to two custom layers came back as two.
+    """
+    noted: list[tuple[Any, dict[str, Any]]] = []
+    _noted.all.append(noted)
+    try:
+        with _recording, ObjectSharingScope():
+            config: Any = serialization_lib.serialize_keras_object(obj)
+    finally:
+        _noted.all.remove(noted)
+    return config, noted
+
+
+class _Finders(threading.local):
+    def __init__(self) -> None:
+        self.all: list[Callable[[dict[str, Any], str], Any]] = []
+
+
+_finders = _Finders()
+
+
+def _found(plain: Callable[..., Any]) -> Callable[..., Any]:
+    finders = _finders
+
+    @functools.wraps(plain)
+    def _retrieve_class_or_fn(name: Any, registered_name: Any, module: Any, obj_type: Any, full_config: Any, *args: Any, **kw: Any):
+        for finder in finders.all[-1:]:
+            found = finder(full_config, name)
+            if found is not None:
+                return found
+        return plain(name, registered_name, module, obj_type, full_config, *args, **kw)
+
+    return _retrieve_class_or_fn
+
+
+_finding = Exchange(serialization_lib, "_retrieve_class_or_fn", _found)
+
+
+def deserialized(
+    config: Any, finder: Callable[[dict[str, Any], str], Any], known: dict[int, Any] | None = None
+) -> tuple[Any, dict[int, Any]]:
+    """What a config stands for, in safe mode, and its objects by their `shared_object_id`.
+
+    Args:
+        config: A config; what stands in it as an array, or another object, is handed on as it is.
+        finder: Asked first for the class or function of a config, given it and the name; None where it knows none.
+        known: Objects that were made before, by their `shared_object_id`.
+    """
+    sharing = ObjectSharingScope()
+    _finders.all.append(finder)
+    try:
+        with _finding, sharing, SafeModeScope(True):
+            objects: Any = global_state.get_global_attribute("shared_objects/id_to_obj_map")
+            objects.update(known or {})
+            return serialization_lib.deserialize_keras_object(config, safe_mode=True), objects
+    finally:
+        _finders.all.pop()
+
+
+class Written(saving_lib.H5IOStore):
+    """A store that takes what Keras saves of a model, without writing it anywhere: a variable stays the variable.
+
+    Attributes:
+        entries: From each path the values of its object, by their keys.
+    """
+
+    def __init__(self) -> None:
+        self.entries: dict[str, dict[str, Any]] = {}
+
+    def __bool__(self) -> bool:
+        return True
+
+    def make(self, path: str, metadata: Any = None) -> Any:
+        return self.entries.setdefault(path, {})
+
+    def close(self) -> None:
+        pass
+
+
+class Stored:
+    """An array of a file that has not been read: what is made of it sees first whether it fits."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str, read: Callable[[], Any], place: str) -> None:
+        self.shape, self.dtype, self.read, self.place = shape, dtype, read, place
+
+
+class Entry(collections.abc.Mapping):
+    """What a file holds for one object; `lazy` while that is Keras's own code, which hands each array to one variable."""
+
+    def __init__(self, stored: dict[str, Stored]) -> None:
+        self._stored, self.lazy = stored, False
+
+    def __getitem__(self, key: str) -> Any:
+        stored = self._stored[key]
+        return stored if self.lazy else stored.read()
+
+    def values_unread(self) -> list[Stored]:
+        """What it holds, unread."""
+        return list(self._stored.values())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+
+class Reading(saving_lib.H5IOStore):
+    """A store that Keras loads from, made of arrays that are read one by one when they are wanted.
+
+    Attributes:
+        asked: The paths of the objects that were there to be loaded.
+    """
+
+    def __init__(self, entries: dict[str, dict[str, Stored]]) -> None:
+        self._entries = entries
+        self.asked: set[str] = set()
+
+    def __bool__(self) -> bool:
+        return True
+
+    def get(self, path: str) -> Any:
+        self.asked.add(path)
+        return Entry(self._entries.get(path, {}))
+
+    def has_path(self, path: str) -> bool:
+        return any(each == path or each.startswith(path + "/") for each in self._entries)
+
+    def close(self) -> None:
+        pass
+
+
+def save_state(model: Any, store: Any, assets: Any = None, skip: Iterable[Any] = ()) -> set[int]:
+    """Save a model as Keras does, into stores; returns the ids of the objects that it came to."""
+    visited = {id(obj) for obj in skip}
+    saving_lib._save_state(model, weights_store=store, assets_store=assets, inner_path="", visited_saveables=visited)
+    return visited
+
+
+def load_state(
+    model: Any, store: Any, assets: Any = None, skip_ids: Iterable[int] = ()
+) -> tuple[set[int], list[tuple[Any, Exception]]]:
+    """Load a model as Keras does; returns the ids of the objects that it came to, and those that failed with their errors."""
+    visited, failed, errors = set(skip_ids), set(), {}
+    with _lazily, _filling:
+        saving_lib._load_state(
+            model,
+            weights_store=store,
+            assets_store=assets,
+            inner_path="",
+            visited_saveables=visited,
+            failed_saveables=failed,
+            error_msgs=errors,
+        )
+    return visited, list(errors.values()) if failed else []
+
+
+def _lazy_load(plain: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(plain)
+    def load_own_variables(self: Any, store: Any) -> None:
+        if not isinstance(store, Entry):
+            return plain(self, store)
+        store.lazy = True
+        try:
+            return plain(self, store)
+        finally:
+            store.lazy = False
+
+    return load_own_variables
+
+
+_lazily = Exchange(keras.layers.Layer, "load_own_variables", _lazy_load)
+
+
+def _filled_assign(plain: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(plain)
+    def assign(self: Any, value: Any) -> Any:
+        if isinstance(value, Stored):
+            if tuple(value.shape) != tuple(self.shape):
+                raise ValueError(f"{value.place} has the shape {value.shape}, and {self.path} is {tuple(self.shape)}")
+            if kind_of(value.dtype) != kind_of(self._dtype):
+                raise ValueError(f"{value.place} has the dtype {value.dtype}, and {self.path} is {self._dtype}")
+            value = value.read()
+        if self._value is not None or open_scope() is not None:
+            return plain(self, value)
+        value = self._convert_to_tensor(value, dtype=self._dtype)
+        if tuple(value.shape) != tuple(self.shape):
+            raise ValueError(f"a value of the shape {tuple(value.shape)} was to be that of {self.path}, {tuple(self.shape)}")
+        self._initialize(value)
+        self._initializer = None
+        return value
+
+    return assign
+
+
+_filling = Exchange(keras.Variable, "assign", _filled_assign)
+
+
+def kind_of(dtype: str) -> str:
+    """Whether a dtype is `"float"`, `"int"`, or something else, by its name."""
+    dtype = standardize_dtype(dtype)
+    return "float" if is_float_dtype(dtype) else "int" if "int" in dtype else dtype
+
+
+def initialize(variables: Iterable[keras.Variable]) -> None:
+    """Give those variables that have no value yet the one of their initializer."""
+    for variable in variables:
+        if variable._value is None:
+            variable._deferred_initialize()
+
+
+def placeholder_of(variable: keras.Variable) -> bool:
+    """Whether `variable` has no value, neither of its own nor in the open scope, so that a read gives its initializer's."""
+    return stored(variable) is None
+
+
+def fits_memory(model: Any) -> bool:
+    """Whether the weights can be held in memory once more, as Keras judges it."""
+    return saving_lib.is_memory_sufficient(model)
+
+
+def saves_as_layers_do(layer: Any) -> bool:
+    """Whether a layer's variables are saved by Keras's own code."""
+    return type(layer).save_own_variables is keras.layers.Layer.save_own_variables
+
+
+def seeds_of(model: Any) -> list[keras.Variable]:
+    """The states of the seed generators of a model, and of the one that Keras keeps for all."""
+    layers = model._flatten_layers()
+    everyones = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    generators = [g for layer in layers for g in layer._seed_generators] + ([everyones] if everyones is not None else [])
+    return [generator.state for generator in generators]
+
+
+def synchronize(model: Any) -> None:
+    """Have the variables of a model hold what they hold for its trainer, which on JAX keeps their values while it steps."""
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()
+
+
+@contextlib.contextmanager
+def kept(*, names: bool) -> Iterator[None]:
+    """Inside, in this thread, Keras's own state may change; it is put back.
+
+    Args:
+        names: Whether the numbers in the names of layers to come are put back, too.
+    """
+    tracker = global_state.GLOBAL_STATE_TRACKER
+    before = {name: value.copy() if isinstance(value, list | dict) else value for name, value in vars(tracker).items()}
+    everyones: Any = before.get(GLOBAL_SEED_GENERATOR)
+    state = keras.ops.copy(everyones.state._value) if everyones is not None and everyones.state._value is not None else None
+    floats, fuzz, images = keras.config.floatx(), keras.config.epsilon(), keras.config.image_data_format()
+    filtering = keras.config.is_traceback_filtering_enabled()
+    interactive = keras.config.is_interactive_logging_enabled()
+    try:
+        yield
+    finally:
+        if not names:
+            before["object_name_uids"] = vars(tracker).get("object_name_uids", {})
+        vars(tracker).clear()
+        vars(tracker).update(before)
+        if everyones is not None and state is not None:
+            everyones.state._direct_assign(state)
+        keras.config.set_floatx(floats)
+        keras.config.set_epsilon(fuzz)
+        keras.config.set_image_data_format(images)
+        (keras.config.enable_traceback_filtering if filtering else keras.config.disable_traceback_filtering)()
+        (keras.config.enable_interactive_logging if interactive else keras.config.disable_interactive_logging)()
+
+
+def input_structure(model: Any) -> Any:
+    """The symbolic inputs of a functional model, in the structure in which it takes its data."""
+    return model._inputs_struct
+
+
+def takers_in(model: Any) -> list[tuple[Any, Any]]:
+    """In a functional model: each symbolic tensor beside an operation that takes it."""
+    return [(tensor, node.operation) for node in _nodes_of(model) for tensor in node.input_tensors]
+
+
+def _nodes_of(model: Any) -> list[Any]:
+    return [node for nodes in model._nodes_by_depth.values() for node in nodes]
+
+
+def layers_of(model: Any) -> list[Any]:
+    """A model and the layers below it, at any depth."""
+    return list(model._flatten_layers())
+
+
+def variables_of_metrics(model: Any) -> list[keras.Variable]:
+    """The variables of all metrics of a model and of the layers below it."""
+    return [v for layer in model._flatten_layers() for metric in layer._metrics for v in metric.variables] + model.metrics_variables
+
+
+def is_of_keras(function: Any) -> bool:
+    """Whether a function is Keras's own."""
+    return (getattr(function, "__module__", None) or "").split(".")[0] == "keras"
+
+
+def assets_in(folder: str) -> Any:
+    """A store of assets in a folder, from which they are loaded, and into which they can be saved."""
+    return saving_lib.DiskIOStore(folder, mode="r")
+
+
+def write_weights(model: Any, target: Any) -> None:
+    """Write the weights of a model as Keras does, to a path or into a `BytesIO`."""
+    store = saving_lib.H5IOStore(target, mode="w")
+    try:
+        saving_lib._save_state(model, weights_store=store, assets_store=None, inner_path="", visited_saveables=set())
+    finally:
+        store.close()
+
+
+def registry() -> dict[str, Any]:
+    """Keras's registry: registered names with what is registered."""
+    return dict(object_registration.GLOBAL_CUSTOM_OBJECTS)
+
+
+def compile_again(
+    model: Any,
+    config: dict[str, Any],
+    finder: Callable[[dict[str, Any], str], Any],
+    known: dict[int, Any],
+    initialize: Callable[[list[keras.Variable]], None],
+) -> dict[int, Any]:
+    """Compile a loaded model as it was; returns the objects that were made for it, by their `shared_object_id`.
+
+    Args:
+        model: The model, with its weights.
+        config: Its compile config.
+        finder: See `deserialized`.
+        known: Objects that were made before.
+        initialize: Gives the variables of losses, metrics and optimizers their first values.
+    """
+    own = type(model).compile is not keras.Model.compile
+    if own or type(model).compile_from_config is not keras.Model.compile_from_config:
+        _finders.all.append(finder)
+        try:
+            with _finding, SafeModeScope(True):
+                model.compile_from_config(config)
+        finally:
+            _finders.all.pop()
+        return {}
+    with keras.StatelessScope(initialize_variables=False), values_wait(), makes() as made:
+        arguments, objects = deserialized(config, finder, known)
+    forget_uninitialized(made)
+    initialize(made)
+    model.compile(**arguments)
+    if model.built and model.optimizer is not None:
+        model.optimizer.build(model.trainable_variables)
+    model.compiled = True
+    return objects
+
+
+def holders_of(model: Any, layer: Any) -> list[Any]:
+    """Those of a model and the layers below it that are `layer`, or have it below them."""
+    return [each for each in model._flatten_layers() if each is layer or any(below is layer for below in each._flatten_layers())]
+
+
+def settings_here() -> dict[str, Any]:
+    """What Keras keeps for this thread, by its own names."""
+    return dict(vars(global_state.GLOBAL_STATE_TRACKER))

@@ -79,3 +79,28 @@ def execution(jit_compile: bool) -> str:
 
 def set_mode(model: Any, *, training: bool) -> None:
     """Tell the modules of a model whether it is trained; nothing is to be done here."""
+
+
+# What its operations raise where what they are given does not fit, beside Python's own errors.
+ERRORS: tuple[type[Exception], ...] = (tf.errors.OpError,)
+
+
+@contextlib.contextmanager
+def random_kept() -> Iterator[None]:
+    """A scope after which TensorFlow's generators are as they were: nothing but its unseeded operations draws from them."""
+    yield
+
+
+def text(array: Any) -> Any:
+    """An array of text as a model takes it."""
+    return tf.constant(array.astype(str))
+
+
+def device_kind() -> str:
+    """What Keras computes on."""
+    return "gpu" if tf.config.list_logical_devices("GPU") else "cpu"
+
+
+def own(array: Any) -> Any:
+    """An array of a file as one that a tensor may keep: its values are copied, or never written to."""
+    return array

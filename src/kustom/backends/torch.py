@@ -7,6 +7,7 @@ Keras uses to infer shapes.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -66,3 +67,35 @@ def execution(jit_compile: bool) -> str:
 def set_mode(model: Any, *, training: bool) -> None:
     """Tell the modules of a model whether it is trained: those of torch itself are told by no argument."""
     model.train(training)
+
+
+# What its operations raise where what they are given does not fit, beside Python's own errors.
+ERRORS: tuple[type[Exception], ...] = ()
+
+
+@contextlib.contextmanager
+def random_kept() -> Iterator[None]:
+    """A scope after which the generators that torch keeps for all are as they were."""
+    before = torch.get_rng_state()
+    of_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+        if of_devices:
+            torch.cuda.set_rng_state_all(of_devices)
+
+
+def text(array: Any) -> Any:
+    """An array of text as a model takes it: there are no tensors of text."""
+    return array.astype(str)
+
+
+def device_kind() -> str:
+    """What Keras computes on."""
+    return "gpu" if torch.cuda.is_available() else "cpu"
+
+
+def own(array: Any) -> Any:
+    """An array of a file as one that a tensor may keep, and write into: a tensor is made of an array without a copy."""
+    return array.copy()

@@ -1,0 +1,326 @@
+"""`kustom.load`: a model from a file of which nothing runs that is not trusted, and which is the model that was saved.
+
+The order is what makes it safe. The whole file is read and judged first; then what is trusted is imported, and nothing else;
+then the model is made without a single weight, so that a config cannot ask for memory; then each weight is read, once it is
+known to fit; then it is compiled; then it computes what it computed when it was saved.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import IO, Any
+
+import keras
+import numpy as np
+
+from kustom import errors
+from kustom.backends import current
+from kustom.backends import keras as private
+from kustom.errors import (
+    FileError,
+    FormatError,
+    KustomError,
+    LimitError,
+    OtherModelError,
+    RebuildError,
+    SourceWarning,
+    WeightsError,
+    hide_frames,
+)
+from kustom.saving import archive, arrays, manifest, process, recording, resolving
+from kustom.saving.limits import Limits
+from kustom.saving.rebuilding import Rebuilt, is_object, nodes, public, rebuild, retype
+from kustom.saving.verdict import judge
+
+__all__ = ["load"]
+
+
+@hide_frames
+def load(
+    path: str | os.PathLike[str] | IO[bytes],
+    trust: str | Iterable[str] | Mapping[str, Any] = (),
+    verify: bool = True,
+    compile: bool = True,
+    **limits: int,
+) -> Any:
+    """Load a model from a `.keras` file, as `kustom.save` or Keras wrote it.
+
+    Keras's own parts are trusted where they belong, and so are the parts that the running program has registered. Anything
+    else is refused before anything of the file is imported or made, with the line to add. The process is as it was
+    afterwards, whatever happens: settings, policies, random state, the current folder.
+
+    Args:
+        path: A path, or a binary file object.
+        trust: Modules that may be imported for the file's parts, exactly or as packages, such as `"my_package"`; or a mapping
+            of registered names to the classes and functions themselves.
+        verify: Whether the model computes its recorded output, and its losses and metrics their values, to be compared.
+        compile: Whether it is compiled as it was.
+        limits: How much the file may ask for, by the names of `kustom.saving.limits.Limits`, such as `max_bytes=10**9`.
+
+    Returns:
+        The model.
+
+    Raises:
+        FileError: The file cannot be read, or must not be; the kinds of it say more:
+        UntrustedError: It wants parts that nobody vouches for.
+        UnsafeFileError: It holds what no model needs.
+        CorruptFileError: It is damaged.
+        LimitError: It is larger than the limits allow.
+        MissingPartError: A trusted module is missing, or does not have the part.
+        RebuildError: A part cannot be made from its settings.
+        WeightsError: The weights do not fit the model.
+        OtherModelError: It loads, and is another model than was saved.
+
+    Warns:
+        SourceWarning: The source of a part is another than when it was saved.
+
+    Example:
+        >>> import keras, kustom
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> kustom.save(model, "model.keras")
+        >>> kustom.load("model.keras").name == model.name
+        True
+    """
+    known = Limits.__dataclass_fields__
+    for name in limits:
+        if name not in known:
+            raise LimitError(f"there is no limit {name!r}; there are {', '.join(known)}.")
+    allowed = Limits(**limits)
+    with process.kept(names=False), archive.read(path, allowed) as opened:
+        return _Loading(opened, path, trust, allowed).model(verify, compile)
+
+
+class _Loading:
+    """One load of one file."""
+
+    def __init__(self, opened: archive.Archive, path: Any, trust: Any, limits: Limits) -> None:
+        self.opened, self.file = opened, opened.file
+        self.manifest: dict[str, Any] = opened.manifest or {}
+        if opened.manifest is not None:
+            manifest.check_format(opened.manifest, self.file)
+        verdict = judge(opened, trust=trust, limits=limits, registered=private.registry())
+        verdict.hold()
+        folder = None if isinstance(path, io.IOBase) else os.path.dirname(os.path.realpath(os.fspath(path)))
+        if verdict.imports:
+            resolving.import_modules(verdict.imports, folder, self.file)
+            # What they registered can be held against its places now.
+            verdict = judge(opened, trust=trust, limits=limits, registered=private.registry())
+            verdict.hold()
+        self.parts = resolving.resolve(verdict, trust, self.file)
+        self.config = self._config()
+        self.places = {place: node["shared_object_id"] for place, node in nodes(self.config) if "shared_object_id" in node}
+
+    def model(self, verify: bool, compile: bool) -> Any:
+        """The loaded model."""
+        rebuilt = self._rebuilt()
+        stored = self._stored()
+        store = private.Reading(stored)
+        with resolving.assets(self.opened) as assets:
+            reached = self._load(rebuilt.model, store, assets, ())
+            self._refuse_misfits(rebuilt.model, stored, store)
+            self._initialize(rebuilt.made)
+            if compile:
+                self._compile(rebuilt)
+                # What was compiled is reached through the models that hold it.
+                above = {id(layer) for model in self._compiled(rebuilt) for layer in private.holders_of(rebuilt.model, model)}
+                self._load(rebuilt.model, store, assets, reached - above)
+        # The sums were computed meanwhile.
+        self.opened.verify()
+        if verify and "recorded" in self.manifest:
+            self._verify(rebuilt, compile)
+        self._warn_of_sources()
+        return rebuilt.model
+
+    def _config(self) -> dict[str, Any]:
+        types = self.manifest.get("types", {})
+        try:
+            config = retype(self.opened.config, types)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise self._malformed("types", error) from error
+        return _numbered(config)
+
+    def _malformed(self, entry: str, error: Exception) -> FormatError:
+        return FormatError(
+            f"its entry {entry!r} is not what kustom writes: {type(error).__name__}: {error}. Get the file again.",
+            file=self.file,
+            part=manifest.MEMBER,
+        )
+
+    def _rebuilt(self) -> Rebuilt:
+        try:
+            return rebuild(self.config, self.parts.find)
+        except Exception as error:
+            # Constructors of the parts run here, and raise whatever they do.
+            raise self._not_made(error) from error
+
+    def _not_made(self, error: Exception) -> RebuildError:
+        inner: BaseException | None = error
+        told = None
+        while inner is not None:
+            told = inner if isinstance(inner, KustomError) else told
+            inner = inner.__cause__ or inner.__context__
+        text = " ".join(str(told or error).split())
+        text = text.rpartition("Exception encountered: ")[2]
+        wrote, here = self.opened.metadata.get("keras_version"), keras.__version__
+        hint = self.parts.nearest(text) + (f" The file was written with Keras {wrote}; this is {here}." if wrote != here else "")
+        return RebuildError(f"{self.parts.last_name(text)}{text[-600:]}{hint}", file=self.file, part=self.parts.last_place(text))
+
+    def _stored(self) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for dataset in self.opened.weights.walk():
+            path, _, key = dataset.path.rpartition("/")
+            owner, _, variables = path.rpartition("/")
+            if variables != "vars":
+                continue
+            read = _reader(dataset)
+            found.setdefault(owner, {})[key] = private.Stored(tuple(dataset.shape), dataset.dtype, read, dataset.path)
+        return found
+
+    def _load(self, model: Any, store: Any, assets: Any, skip: Iterable[int]) -> set[int]:
+        with warnings.catch_warnings():
+            if _has_unbuilt_optimizer(store):
+                warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
+            try:
+                reached, failed = private.load_state(model, store, assets, skip_ids=skip)
+            except (KeyError, OSError, TypeError, ValueError) as error:
+                raise self._misfit(f"{type(error).__name__}: {error}") from error
+        if failed:
+            part, error = failed[0]
+            if isinstance(error, KustomError):
+                raise error
+            name = getattr(part, "name", type(part).__name__)
+            raise self._misfit(f"{type(part).__name__} {name!r}: {' '.join(str(error).split())}") from error
+        return reached
+
+    def _misfit(self, text: str) -> WeightsError:
+        return WeightsError(f"{text}. Load it with the code that it was written with.", file=self.file, part=archive.WEIGHTS)
+
+    def _refuse_misfits(self, model: Any, stored: dict[str, dict[str, Any]], store: Any) -> None:
+        for variable in model.weights:
+            if private.placeholder_of(variable):
+                raise self._misfit(f"the file has no value for {variable.path}, so that it would be a fresh one")
+        unread = sorted(path for path in stored.keys() - store.asked if manifest.is_of_layers(path))
+        if unread:
+            raise self._misfit(f"the model that its config makes has no place for {', '.join(unread[:3])}")
+
+    def _initialize(self, made: list[keras.Variable]) -> None:
+        """Give what has no weights in a file its first value: seeds, metrics; and that only where it is small beside them."""
+        waiting = [variable for variable in made if private.placeholder_of(variable)]
+        wanted = sum(int(np.prod(variable.shape, dtype="float64")) * 8 for variable in waiting)
+        allowed = max(self.opened.size, 1 << 24) * 8
+        if wanted > allowed:
+            raise LimitError(
+                f"its config asks for {wanted:,} bytes for which the file has no values, and the file has {self.opened.size:,}.",
+                file=self.file,
+                part=archive.CONFIG,
+            )
+        private.initialize(waiting)
+
+    def _compiled(self, rebuilt: Rebuilt) -> list[Any]:
+        return [rebuilt.objects[number] for number, _ in rebuilt.compiles]
+
+    def _compile(self, rebuilt: Rebuilt) -> None:
+        for number, config in rebuilt.compiles:
+            model = rebuilt.objects[number]
+            try:
+                made = private.compile_again(model, config, self.parts.find, rebuilt.objects, self._initialize)
+            except (LimitError, MemoryError):
+                raise
+            except Exception as error:
+                # As above: losses and metrics are made here.
+                raise self._not_made(error) from error
+            rebuilt.objects.update(made)
+
+    def _verify(self, rebuilt: Rebuilt, compiled: bool) -> None:
+        recorded = self.manifest["recorded"]
+        try:
+            alike = (
+                self.manifest["versions"]["backend"] == keras.backend.backend() and recorded["device"] == current().device_kind()
+            )
+            allowed = float(recorded["tolerance"]) * (1 if alike else 10)
+            how = self._other_output(rebuilt.model, recorded, allowed) if "outputs" in recorded else None
+            shape = tuple(recorded["outputs"][0]["shape"]) if recorded.get("outputs") else ()
+            if how is None and compiled:
+                how = self._other_measure(rebuilt, recorded.get("measures", []), shape, allowed)
+        except FileError:
+            raise
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise self._malformed("recorded", error) from error
+        if how is not None:
+            changed = [name for name, _, _ in self._changed_sources()]
+            because = f" The source of {', '.join(changed)} is another than when it was saved." if changed else ""
+            raise OtherModelError(
+                f"the model is another than the one that was saved: {how}.{because} Load it with the code that it was written "
+                "with, or with verify=False where the change is meant.",
+                file=self.file,
+            )
+
+    def _other_output(self, model: Any, recorded: dict[str, Any], allowed: float) -> str | None:
+        try:
+            x = recording.inputs_from(recorded["input"])
+        except (TypeError, ValueError) as error:
+            raise self._malformed("recorded", error) from error
+        try:
+            given = recording.outputs(model, x)
+        except Exception as error:
+            # What the parts raise when they are called; when it was saved, they did not.
+            return f"it refuses the recorded input, with {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return recording.compare(recorded["outputs"], given, allowed)
+
+    def _other_measure(self, rebuilt: Rebuilt, measures: list[Any], shape: tuple[int, ...], allowed: float) -> str | None:
+        for entry in measures:
+            measure = rebuilt.objects.get(self.places.get(entry["place"], -1))
+            if measure is None:
+                continue
+            before, after = arrays.decoded(entry["values"]), recording.values(measure, shape).get(entry["probe"])
+            if after is None or not np.allclose(after, before, rtol=max(allowed, 1e-5), atol=1e-6, equal_nan=True):
+                now = "refuses that" if after is None else f"is {after[0]:g}"
+                return f"{type(measure).__name__} at {entry['place']} was {before[0]:g} for made-up targets and {now}"
+        return None
+
+    def _changed_sources(self) -> list[tuple[str, str, str]]:
+        changed = []
+        for part in self.manifest.get("parts", []):
+            now, before = manifest.fingerprint(self.parts.named(part["registered_name"])), part.get("source")
+            if now and before and now != before:
+                changed.append((part["registered_name"], str(before), now))
+        return changed
+
+    def _warn_of_sources(self) -> None:
+        try:
+            changed = self._changed_sources()
+        except (AttributeError, KeyError, TypeError) as error:
+            raise self._malformed("parts", error) from error
+        for name, before, now in changed:
+            errors.warn(f"{self.file}: the source of {name} was {before[:12]} when it was saved and is {now[:12]}.", SourceWarning)
+
+
+def _reader(dataset: Any) -> Any:
+    return lambda: current().own(dataset.read())
+
+
+def _numbered(config: dict[str, Any]) -> dict[str, Any]:
+    """The config, each object in it with a `shared_object_id`."""
+    taken = [node["shared_object_id"] for _, node in nodes(config) if isinstance(node.get("shared_object_id"), int)]
+    count = max(taken, default=0)
+
+    def copy(value: Any) -> Any:
+        nonlocal count
+        if isinstance(value, dict):
+            numbered = public({key: copy(item) for key, item in value.items()})
+            if is_object(value) and "shared_object_id" not in value:
+                count += 1
+                numbered["shared_object_id"] = count
+            return numbered
+        return type(value)(copy(item) for item in value) if type(value) in (list, tuple) else value
+
+    return copy(config)
+
+
+def _has_unbuilt_optimizer(store: Any) -> bool:
+    """Whether the optimizer of a model was saved before its first step: it has its counters and nothing else."""
+    stored = store.get("optimizer/vars") or store.get("optimizer")
+    return all(not each.shape for each in stored.values_unread())

@@ -1,0 +1,346 @@
+"""What could not be loaded again is refused before anything is written, with the part and the reason.
+
+The strongest check is to load: the model is rebuilt from the very text that is about to be written, in memory and without
+weights of its own, and held against the original. Each object of the one is compared with its counterpart in the other:
+its class, its settings, its weights; the rebuilt model then computes the recorded output with the weights of the original,
+which are not copied. It costs a model's construction without its initializers, and one more call on a small input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import types
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from kustom.backends import keras as private
+from kustom.defining import config as configs
+from kustom.defining import naming
+from kustom.errors import UnsavableError
+from kustom.saving import recording
+from kustom.saving.rebuilding import Rebuilt, definition_of, nodes, rebuild, without_values
+
+__all__ = [
+    "is_custom",
+    "name_of",
+    "rebuilt_twin",
+    "refuse_code",
+    "refuse_measures",
+    "refuse_other_model",
+    "refuse_other_parts",
+    "refuse_untracked",
+    "settings_of",
+]
+
+# Of a constructor's arguments those whose value is Keras's business.
+_COMMON = frozenset("self args kwargs name dtype trainable autocast activity_regularizer inputs outputs layers".split())
+
+
+def is_custom(config: dict[str, Any], original: Any = None) -> bool:
+    """Whether the config of an object is that of a part which is not Keras's own.
+
+    Args:
+        config: The config.
+        original: The object, where it is known: a function of Keras's, and one that is registered nowhere, have bare names.
+    """
+    if config["class_name"] == "function":
+        return ">" in str(config["config"]) or (isinstance(original, types.FunctionType) and not private.is_of_keras(original))
+    module = config.get("module")
+    return not (str(config["class_name"]).startswith("__") or (module and module.split(".")[0] == "keras") or module == "builtins")
+
+
+def name_of(obj: Any) -> str:
+    """A part as a message names it."""
+    if isinstance(obj, type | types.FunctionType):
+        return f"{obj.__module__}.{obj.__qualname__}"
+    cls = type(obj)
+    name = getattr(obj, "name", None)
+    called = f" {name!r}" if isinstance(name, str) else ""
+    return f"{cls.__module__}.{cls.__qualname__}{called}"
+
+
+def refuse_code(config: Any, customs: list[Any]) -> None:
+    """Refuse what is code and no setting: a lambda, a value that a part takes from the function around it.
+
+    Args:
+        config: The config of a model.
+        customs: The parts in it that are not Keras's own.
+
+    Raises:
+        ClosureError: A part takes a value from the function around it.
+        UnsavableError: A lambda, or a part that no program could find again.
+    """
+    for place, node in nodes(config):
+        if node["class_name"] == "__lambda__" or (node["class_name"] == "Lambda" and str(node.get("module")).startswith("keras")):
+            raise UnsavableError(
+                f"{place}: it is a lambda, or a layer around one, whose code no file can hold safely. Write a function with a "
+                "name and decorate it: @kustom.layer, @kustom.activation."
+            )
+    for part in customs:
+        definition = definition_of(part)
+        function = getattr(definition, "fn", None)
+        naming.refuse_closure(function if isinstance(function, types.FunctionType) else definition)
+        if "<locals>" in definition.__qualname__ and private.registered(keras.saving.get_registered_name(definition)) is None:
+            raise UnsavableError(
+                f"{name_of(part)} is defined inside a function and registered nowhere, so that no program could find it again. "
+                "Decorate it with kustom, or define it in a module."
+            )
+
+
+def rebuilt_twin(config: dict[str, Any], originals: dict[int, Any]) -> Rebuilt:
+    """The model of a config as a program would make it that has the same parts registered, without weights.
+
+    Args:
+        config: The config as it will be read, each object in it with a `shared_object_id`.
+        originals: The objects that were serialized, by that id.
+
+    Raises:
+        UnsavableError: It cannot be made, or not whole.
+    """
+
+    def find(node: dict[str, Any], name: str) -> Any:
+        original = originals.get(node.get("shared_object_id", -1))
+        if original is None or not is_custom(node, original):
+            return None
+        definition = definition_of(original)
+        registered = private.registered(name if isinstance(original, types.FunctionType) else node["registered_name"] or name)
+        return definition if registered is None else registered
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            twin = rebuild(config, find)
+            for _, compiled in twin.compiles:
+                twin.objects.update(private.deserialized(compiled, find)[1])
+        except Exception as error:
+            # Constructors of anybody's run here: whatever they raise, they would raise when the file is loaded.
+            raise UnsavableError(f"the model could not be made again from its config: {_last_line(error)}") from error
+    for warning in warned:
+        if "cannot be built automatically" in str(warning.message):
+            raise UnsavableError(" ".join(str(warning.message).split()))
+    return twin
+
+
+def _last_line(error: BaseException) -> str:
+    marker = "Exception encountered: "
+    text = " ".join(str(error).split())
+    text = text.rpartition(marker)[2] if marker in text else text
+    return f"{type(error).__name__}: {text[-400:]}"
+
+
+def refuse_other_parts(twin: Rebuilt, originals: dict[int, Any]) -> None:
+    """Refuse a part that comes back as one of another class, or with another setting.
+
+    Raises:
+        UnsavableError: One does.
+    """
+    for number, original in originals.items():
+        again = twin.objects.get(number)
+        if again is None or isinstance(original, types.FunctionType):
+            continue
+        cls, other = definition_of(original), definition_of(again)
+        if other is not cls and not _is_stand_in(other, cls):
+            raise UnsavableError(
+                f"{name_of(original)} is registered as {keras.saving.get_registered_name(cls)!r}, and under that name "
+                f"there is now {name_of(other)}, as which it would come back. Give one of them another name or package."
+            )
+        if original is cls or private.is_of_keras(cls):
+            continue
+        for setting, before, after in settings_of(original, again):
+            raise UnsavableError(
+                f"{name_of(original)}: its setting {setting!r} is {_shown(before)} and would come back as {_shown(after)}. "
+                "It was changed after the part was made, or get_config() does not tell it. Decorate the class with "
+                "@kustom.part, or have get_config() return what it is now."
+            )
+
+
+def _is_stand_in(again: type, original: type) -> bool:
+    """Whether a class is a functional model's that Keras makes of the other on the way."""
+    return (
+        again.__qualname__ == original.__qualname__ and again.__module__ == original.__module__ and issubclass(again, keras.Model)
+    )
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) < 120 else text[:117] + "..."
+
+
+def settings_of(original: Any, again: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The settings in which two parts of one class differ: the name, what it is in the one, what in the other."""
+    for name in _arguments(type(original)):
+        for attribute in (name, f"_{name}"):
+            if attribute not in vars(original) and not hasattr(type(original), attribute):
+                continue
+            before, after = _held(original, attribute), _held(again, attribute)
+            if not _alike(before, after):
+                yield name, before, after
+            break
+
+
+def _held(part: Any, attribute: str) -> Any:
+    try:
+        return _plain(getattr(part, attribute, None))
+    except (AttributeError, RuntimeError, ValueError):
+        # A property that can be asked only of a part that has been called.
+        return None
+
+
+def _arguments(cls: type) -> list[str]:
+    found: dict[str, None] = {}
+    for base in cls.__mro__:
+        if private.is_library(base.__module__) and not base.__module__.startswith("kustom"):
+            break
+        if "__init__" in vars(base):
+            found |= dict.fromkeys(inspect.signature(vars(base)["__init__"]).parameters)
+        found |= dict.fromkeys(vars(base).get("_kustom_own_fields", {}))
+    return [name for name in found if name not in _COMMON]
+
+
+def _plain(value: Any) -> Any:
+    # Keras's own lists and dicts, which track what they hold.
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    return value
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return isinstance(one, tuple) == isinstance(other, tuple) and len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+    plain = bool | int | float | complex | str | bytes | np.ndarray | np.generic | None
+    if isinstance(one, plain) and isinstance(other, plain):
+        if isinstance(one, np.generic) or isinstance(other, np.generic):
+            one, other = (value.item() if isinstance(value, np.generic) else value for value in (one, other))
+        return configs.same(one, other) or (type(one) in (int, float) and type(other) in (int, float) and one == other)
+    if isinstance(one, plain) != isinstance(other, plain):
+        return False
+    if keras.ops.is_tensor(one) and keras.ops.is_tensor(other):
+        return np.array_equal(keras.ops.convert_to_numpy(one), keras.ops.convert_to_numpy(other), equal_nan=True)
+    if isinstance(one, types.FunctionType) or isinstance(other, types.FunctionType):
+        return one is other
+    # An object has its own counterpart, and a variable its value.
+    return type(one) is type(other) or isinstance(one, keras.Variable | type) or _is_stand_in(type(other), type(one))
+
+
+def refuse_untracked(model: Any, entries: dict[str, dict[str, Any]], reached: set[int]) -> None:
+    """Refuse weights that are saved and not trained, or trained and not saved.
+
+    Args:
+        model: The model.
+        entries: What was saved under each path.
+        reached: The ids of the objects that were saved.
+
+    Raises:
+        UnsavableError: There are some.
+    """
+    known = {id(variable) for variable in [*model.variables, *private.variables_of_metrics(model)]}
+    for path, entry in entries.items():
+        lost = [value for value in entry.values() if isinstance(value, keras.Variable) and id(value) not in known]
+        if lost:
+            raise UnsavableError(
+                f"{path}: its weights ({', '.join(value.path for value in lost[:3])}) are not among the model's, so that they were "
+                "never trained. Keras did not see the layer when it was put there: complete a list before it becomes an attribute."
+            )
+    for layer in private.layers_of(model):
+        own = [v for v in layer.weights if not any(v is other for sub in private.sublayers(layer) for other in sub.weights)]
+        if own and id(layer) not in reached and private.functional_of(model) is not layer and not _is_inner(model, layer):
+            raise UnsavableError(
+                f"{name_of(layer)}: its weights would not be saved, since no attribute leads to it. Keep it in an attribute of "
+                "the layer that uses it, or in a list or dict there."
+            )
+
+
+def _is_inner(model: Any, layer: Any) -> bool:
+    """Whether a layer is the functional model that a `Sequential` keeps."""
+    return any(private.functional_of(each) is layer for each in private.layers_of(model) if isinstance(each, keras.Model))
+
+
+def refuse_other_model(twin: Rebuilt, entries: dict[str, dict[str, Any]], assets: Any, entry: Any, recorded: Any) -> None:
+    """Refuse a model whose weights do not all come back, or that computes something else with them.
+
+    Args:
+        twin: The rebuilt model.
+        entries: What was saved of the original under each path.
+        assets: The store of its assets, or None.
+        entry: The recorded input, or None.
+        recorded: The recorded output.
+
+    Raises:
+        UnsavableError: It does not come back as it is.
+    """
+    stored = {path: {key: _stored(value, f"{path}/{key}") for key, value in values.items()} for path, values in entries.items()}
+    store = private.Reading(stored)
+    with without_values():
+        _, failed = private.load_state(twin.model, store, assets)
+        if failed:
+            part, error = failed[0]
+            raise UnsavableError(f"{name_of(part)}: its weights would not come back: {_last_line(error)}")
+        unread = sorted(stored.keys() - store.asked)
+        if unread:
+            raise UnsavableError(
+                f"{unread[0]}: its weights would be saved and not come back, since a loaded model has no such part then. "
+                "Build in build() every sublayer, and make it in __init__."
+            )
+        fresh = [variable for variable in twin.model.weights if private.placeholder_of(variable)]
+        if fresh:
+            raise UnsavableError(f"{fresh[0].path}: it would come back with a fresh value, since no value of it is saved.")
+        if entry is None:
+            return
+        x = recording.inputs_from(entry)
+        try:
+            given = recording.outputs(twin.model, x, contextlib.nullcontext)
+        except Exception as error:
+            # The original takes this input; whatever a `call` of anybody's raises, it would raise after loading.
+            raise UnsavableError(f"the model would load and then refuse its input: {_last_line(error)}") from error
+        made_late = [variable for variable in twin.model.weights if private.placeholder_of(variable)]
+    if made_late:
+        raise UnsavableError(f"{made_late[0].path}: it is made by the first call, and would come back with a fresh value.")
+    how = recording.compare(recorded, given, recording.tolerance(twin.model, alike=True))
+    if how is not None:
+        raise UnsavableError(
+            f"the model would load, and give another output: {how}. A setting is lost, or a sublayer is made anew: "
+            "see that each of its parts tells in get_config() all that its call() uses."
+        )
+
+
+def _stored(value: Any, place: str) -> Any:
+    if isinstance(value, keras.Variable):
+        return private.Stored(tuple(value.shape), value.dtype, lambda: private.stored(value), place)
+    array = np.asarray(keras.ops.convert_to_numpy(value))
+    return private.Stored(array.shape, str(array.dtype), lambda: value, place)
+
+
+def refuse_measures(twin: Rebuilt, originals: dict[int, Any], measured: dict[int, dict[str, list[float]]], shape: Any) -> None:
+    """Refuse a loss or metric that comes back with another value.
+
+    Args:
+        twin: The rebuilt model.
+        originals: The objects that were serialized, by their ids.
+        measured: What the losses and metrics among them give.
+        shape: The shape of predictions that they were given.
+
+    Raises:
+        UnsavableError: One does.
+    """
+    for number, before in measured.items():
+        again = twin.objects.get(number)
+        if again is None:
+            continue
+        after = recording.values(again, shape)
+        for probe, numbers in before.items():
+            if probe not in after or not np.allclose(numbers, after[probe], rtol=1e-5, atol=1e-6, equal_nan=True):
+                raise UnsavableError(
+                    f"{name_of(originals[number])} would come back with another value: {numbers[0]:g} would be "
+                    f"{after.get(probe, [float('nan')])[0]:g}. A setting of it is lost: see that get_config() tells them all."
+                )

@@ -1,0 +1,308 @@
+"""What can go wrong with a file, and what is said: which file, which part, what was expected, what to do."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import kustom
+from kustom import errors
+
+
+def written(folder: Path, *layers: Any, loss: Any = None, size: int = 4) -> Path:
+    model = keras.Sequential([keras.Input((size,)), *layers])
+    if loss is not None:
+        model.compile("sgd", loss=loss)
+    kustom.save(model, folder / "model.keras")
+    return folder / "model.keras"
+
+
+def changed(path: Path, **changes: Callable[[Any], Any]) -> Path:
+    """The file with members of JSON changed, and with sums that are right again."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    for stem, change in changes.items():
+        value = json.loads(members[f"{stem}.json"])
+        members[f"{stem}.json"] = json.dumps(change(value) or value).encode()
+    manifest = json.loads(members["kustom.json"])
+    manifest["sums"] = {name: hashlib.sha256(data).hexdigest() for name, data in members.items() if name != "kustom.json"}
+    members["kustom.json"] = json.dumps(manifest).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+@kustom.part
+class Scaled(keras.layers.Layer):
+    factor: float = 1.0
+
+    def call(self, x):
+        return x * self.factor
+
+
+@kustom.loss
+def weighed(y_true, y_pred, *, weight=1.0):
+    return ops.abs(ops.subtract(y_true, y_pred)) * weight
+
+
+def test_a_setting_that_was_changed_in_the_file(tmp_path):
+    path = written(tmp_path, Scaled(2.0))
+    changed(path, config=lambda c: c["config"]["layers"][-1]["config"].update(factor=3.0))
+    with pytest.raises(errors.OtherModelError, match=r"output was .* and is") as caught:
+        kustom.load(path)
+    assert caught.value.file == str(path)
+    assert kustom.load(path, verify=False).layers[-1].factor == 3.0
+
+
+def test_a_setting_of_the_loss_that_was_changed_in_the_file(tmp_path):
+    path = written(tmp_path, keras.layers.Dense(1), loss=weighed(weight=2.0))
+    changed(path, config=lambda c: c["compile_config"]["loss"]["config"].update(weight=3.0))
+    with pytest.raises(errors.OtherModelError, match="weighed at /compile_config/loss was"):
+        kustom.load(path)
+    assert kustom.load(path, compile=False).built
+
+
+def test_a_source_that_changed_since(tmp_path):
+    path = written(tmp_path, Scaled(2.0))
+    changed(path, kustom=lambda m: m["parts"][0].update(source="0" * 64))
+    with pytest.warns(errors.SourceWarning, match=r"Scaled was 000000000000 when it was saved and is [0-9a-f]{12}"):
+        kustom.load(path)
+
+
+def test_an_output_that_is_other_since_the_source_changed(tmp_path):
+    path = written(tmp_path, Scaled(2.0))
+    changed(path, kustom=lambda m: m["parts"][0].update(source="0" * 64))
+    changed(path, config=lambda c: c["config"]["layers"][-1]["config"].update(factor=3.0))
+    with pytest.raises(errors.OtherModelError, match=r"The source of .*Scaled is another than when it was saved"):
+        kustom.load(path)
+
+
+def test_a_part_that_refuses_the_recorded_input(tmp_path):
+    path = written(tmp_path, keras.layers.Dense(1))
+    changed(path, kustom=lambda m: m["recorded"]["input"]["leaf"].update(shape=[2, 5]))
+    with pytest.raises(errors.OtherModelError, match="refuses the recorded input"):
+        kustom.load(path)
+
+
+def test_a_newer_manifest(tmp_path):
+    path = changed(written(tmp_path, Scaled()), kustom=lambda m: m.update(format=99))
+    with pytest.raises(errors.FormatError, match=r"kustom.json: it is of format 99, and this kustom .* reads up to 1"):
+        kustom.load(path)
+
+
+@pytest.mark.parametrize("entry", ["types", "recorded", "parts"])
+@pytest.mark.parametrize("value", [5, [7], {"tuples": ["/nowhere"], "outputs": [{}]}], ids=["number", "list", "dict"])
+def test_a_manifest_that_says_something_else(tmp_path, entry, value):
+    path = changed(written(tmp_path, Scaled()), kustom=lambda m: m.update({entry: value}))
+    with pytest.raises(errors.FileError, match=r"kustom\.json"):
+        kustom.load(path)
+
+
+def test_an_input_that_would_fill_the_memory(tmp_path):
+    path = written(tmp_path, Scaled())
+    changed(path, kustom=lambda m: m["recorded"]["input"]["leaf"].update(shape=[10**6, 10**6]))
+    with pytest.raises(errors.FormatError, match="array of the shape"):
+        kustom.load(path)
+
+
+def test_a_field_that_was_renamed(tmp_path):
+    path = changed(written(tmp_path, Scaled(2.0)), config=lambda c: c["config"]["layers"][-1]["config"].update(facter=3.0))
+    with pytest.raises(errors.RebuildError, match=r"config\.layers\[1\].*'facter'.*Did you mean 'factor'\?"):
+        kustom.load(path)
+
+
+@keras.saving.register_keras_serializable("load_errors")
+class ByHand(keras.layers.Layer):
+    def __init__(self, amount=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.amount = amount
+
+    def call(self, x):
+        return x * self.amount
+
+    def get_config(self):
+        return {**super().get_config(), "amount": self.amount}
+
+
+def test_an_argument_that_was_renamed(tmp_path):
+    path = written(tmp_path, ByHand(2.0))
+
+    def rename(config: Any) -> None:
+        inner = config["config"]["layers"][-1]["config"]
+        inner["amounts"] = inner.pop("amount")
+
+    changed(path, config=rename)
+    with pytest.raises(errors.RebuildError, match=r"'amounts'.*Did 'amounts' become 'amount'\?"):
+        kustom.load(path)
+
+
+def test_weights_that_do_not_fit(tmp_path):
+    path = written(tmp_path, keras.layers.Dense(3, name="dense"))
+    changed(path, config=lambda c: c["config"]["layers"][-1]["config"].update(units=5))
+    with pytest.raises(errors.FileError, match="shape"):
+        kustom.load(path)
+
+
+@kustom.part
+class Grows(keras.layers.Layer):
+    many = 1
+
+    def build(self, input_shape):
+        self.made = [self.add_weight(shape=(1,), name=f"w{n}") for n in range(type(self).many)]
+
+    def call(self, x):
+        return x + sum(self.made)
+
+
+def test_a_layer_that_has_a_weight_more(tmp_path, monkeypatch):
+    path = written(tmp_path, Grows())
+    monkeypatch.setattr(Grows, "many", 2)
+    with pytest.raises(errors.WeightsError, match="expected 2 variables, but received 1"):
+        kustom.load(path)
+
+
+def test_a_layer_that_has_no_weights_any_more(tmp_path, monkeypatch):
+    path = written(tmp_path, Grows())
+    monkeypatch.setattr(Grows, "many", 0)
+    monkeypatch.setattr(Grows, "call", lambda self, x: x)
+    with pytest.raises(errors.WeightsError):
+        kustom.load(path)
+
+
+def test_a_part_that_nobody_has(tmp_path):
+    path = written(tmp_path, Scaled(2.0))
+    changed(path, config=lambda c: c["config"]["layers"][-1].update(registered_name=f"{__name__}>Scalled", class_name="Scalled"))
+    with pytest.raises(errors.UntrustedError, match="Scalled"):
+        kustom.load(path)
+    with pytest.raises(errors.MissingPartError, match=r"has no 'Scalled', as which it was saved. The nearest is .*Scaled"):
+        kustom.load(path, trust=__name__)
+
+
+def test_a_module_that_is_not_there(tmp_path):
+    path = written(tmp_path, Scaled(2.0))
+    layer = {"module": "no_such_package.parts", "registered_name": "no_such_package.parts>Scaled"}
+    changed(path, config=lambda c: c["config"]["layers"][-1].update(layer))
+    with pytest.raises(errors.MissingPartError, match="there is no module 'no_such_package'"):
+        kustom.load(path, trust="no_such_package")
+
+
+def test_a_class_that_is_given_by_hand(tmp_path):
+    path = written(tmp_path, Scaled(2.0))
+    changed(path, config=lambda c: c["config"]["layers"][-1].update(module="old", registered_name="old>Scaled"))
+    assert kustom.load(path, trust={"old>Scaled": Scaled}).layers[-1].factor == 2.0
+
+
+def test_limits(tmp_path):
+    path = written(tmp_path, keras.layers.Dense(3))
+    with pytest.raises(errors.LimitError, match="max_bytes"):
+        kustom.load(path, max_bytes=100)
+    with pytest.raises(errors.LimitError, match="there is no limit 'max_byte'; there are max_bytes"):
+        kustom.load(path, max_byte=100)
+
+
+def test_a_damaged_file(tmp_path):
+    path = written(tmp_path, keras.layers.Dense(3))
+    data = path.read_bytes()
+    for at in range(0, len(data), max(1, len(data) // 60)):
+        with pytest.raises(errors.FileError):
+            kustom.load(io.BytesIO(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]))
+    for size in range(0, len(data), max(1, len(data) // 20)):
+        with pytest.raises(errors.FileError):
+            kustom.load(io.BytesIO(data[:size]))
+
+
+HEAD = "import kustom, keras\n"
+FIRST = """
+@kustom.part
+class Leak(keras.layers.Layer):
+    rate: float = 0.5
+
+    def call(self, x):
+        return x * (1 - self.rate)
+"""
+SECOND = """
+def migrate(config, version):
+    return {"kept": 1 - config.pop("rate"), **config}
+
+@kustom.part(version=2, migrate=migrate)
+class Leak(keras.layers.Layer):
+    kept: float = 0.5
+
+    def call(self, x):
+        return x * self.kept
+"""
+
+
+def test_older_settings_are_migrated(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "leaking_parts.py"
+    module.write_text(HEAD + FIRST)
+    parts: Any = importlib.import_module("leaking_parts")
+    path = written(tmp_path, parts.Leak(0.25))
+    module.write_text(HEAD + SECOND + "\n")
+    importlib.reload(parts)
+    with pytest.warns(errors.SourceWarning, match="leaking_parts>Leak"):
+        loaded = kustom.load(path)
+    assert loaded.layers[-1].kept == 0.75
+
+
+@kustom.part(formerly="old_place>Aged")
+class Aged(Scaled):
+    pass
+
+
+def test_an_older_name(tmp_path):
+    path = written(tmp_path, Aged(2.0))
+    changed(path, config=lambda c: c["config"]["layers"][-1].update(module="old_place", registered_name="old_place>Aged"))
+    assert kustom.load(path).layers[-1].factor == 2.0
+
+
+def test_unregistered_parts_are_given_by_hand(tmp_path):
+    class Local(keras.layers.Layer):
+        def call(self, x):
+            return x * 3
+
+    model = keras.Sequential([keras.Input((4,)), Local()])
+    with pytest.raises(errors.UnsavableError, match="defined inside a function and registered nowhere"):
+        kustom.save(model, tmp_path / "model.keras")
+
+
+class InModule(keras.layers.Layer):
+    def call(self, x):
+        return x * 3
+
+
+def test_a_class_of_a_module_that_is_registered_nowhere(tmp_path):
+    path = written(tmp_path, InModule())
+    x = np.ones((2, 4), "float32")
+    with pytest.raises(errors.UntrustedError, match="InModule"):
+        kustom.load(path)
+    for trust in (__name__, {"InModule": InModule}):
+        np.testing.assert_array_equal(ops.convert_to_numpy(kustom.load(path, trust=trust)(x)), 3 * x)
+
+
+def test_a_setting_that_is_no_json(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), ByHand(float("nan"))])
+    with pytest.raises(errors.UnsavableError, match=r"layers/1 \(ByHand\): a setting is no JSON"):
+        kustom.save(model, tmp_path / "model.keras")
+
+
+def test_what_would_be_refused_when_it_is_loaded(tmp_path):
+    def named(x):
+        return x
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Lambda(named)])
+    with pytest.raises(errors.UnsavableError, match="lambda"):
+        kustom.save(model, tmp_path / "model.keras")
