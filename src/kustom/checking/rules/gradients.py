@@ -176,6 +176,9 @@ def _contains(domain: Any, x: float) -> bool:
 
 def _of_a_loss(subject: Subject, args: tuple[Any, ...]) -> Iterator[tuple[str, tuple[Any, ...]]]:
     y_true, y_pred = args
+    if subject.inputs.user_given:
+        yield "at the inputs that were given", args
+        return
     true_domain, pred_domain, _ = subject.inputs.pair_domain()
     same = true_domain == pred_domain and y_true.shape == y_pred.shape
     if same:
@@ -306,7 +309,10 @@ def second_order_equals_differences(subject: Subject) -> Iterator[Measured | Und
         yield Undecided(one_line(error))
         return
     except Exception as error:
-        # Whatever a gradient raises that cannot be differentiated again.
+        # Whatever a gradient raises that cannot be differentiated again; of an operation of the backend's own it is its word.
+        if "not implemented" in str(error) or "not differentiable" in str(error):
+            yield Undecided(one_line(error))
+            return
         yield failed(subject, error, "its gradient cannot be differentiated")
         return
     if _is_wrong(report):

@@ -75,12 +75,29 @@ def _points(subject: Subject) -> Iterator[tuple[str, tuple[Any, ...]]]:
             yield "at y_true = y_pred = 0", (zeros, zeros.copy())
             yield "at y_pred = y_true", (y_true, y_true.copy())
         return
-    yield from extremes(subject)
+    for name, args in extremes(subject):
+        if not (name.endswith("= 0") and subject.kind == "loss" and scale_is_nothing(subject)):
+            yield name, args
     if subject.kind in ("activation", "loss"):
         args = subject.inputs.arguments()
         for x in (1e4, -1e4):
-            if subject.inputs.domain is None and (subject.kind == "activation" or subject.inputs.pair_domain()[1] == "reals"):
+            if (
+                subject.inputs.domain is None
+                and not subject.inputs.user_given
+                and (subject.kind == "activation" or subject.inputs.pair_domain()[1] == "reals")
+            ):
                 yield f"at {x:g}", (*args[:-1], np.full_like(args[-1], x))
+
+
+def scale_is_nothing(subject: Subject) -> bool:
+    """Whether a loss is of directions or shares alone, so that predictions of 0 have no value."""
+
+    def find() -> bool:
+        y_true, y_pred = subject.inputs.arguments()
+        ours, theirs = (calls.outputs_of(subject, subject.instance(), y_true, x) for x in (y_pred, 2 * y_pred))
+        return y_pred.dtype.kind == "f" and calls.same(ours, theirs)
+
+    return subject.once("scale", find)
 
 
 def _outputs(subject: Subject, instance: Any, args: tuple[Any, ...]) -> list[np.ndarray]:
@@ -155,7 +172,8 @@ def _lines(subject: Subject) -> Iterator[tuple[Line, Callable[[float], str]]]:
         return
     true_domain, pred_domain, sparse = subject.inputs.pair_domain()
     for columns in (1, 3):
-        if sparse and columns == 1:
+        # A share or a direction of one number is a constant, or a sign.
+        if columns == 1 and (sparse or scale_is_nothing(subject)):
             continue
         target = draw(true_domain, rng, (1,) if sparse else (1, columns))
         if not sparse and true_domain == "reals" and columns == 1:

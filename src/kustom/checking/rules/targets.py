@@ -36,7 +36,7 @@ def values_are_one_a_sample(subject: Subject) -> Iterator[Measured | Undecided]:
     """The shape of what it computes, and what weights and masks do to it."""
     y_true, y_pred = subject.inputs.arguments(batch=6)
     values = calls.outputs_of(subject, subject.instance(), y_true, y_pred)[0]
-    if values.shape not in (y_pred.shape[:-1], y_pred.shape):
+    if not values.shape or values.shape != y_pred.shape[: values.ndim]:
         yield Measured(
             f"for y_pred of the shape {y_pred.shape} it gives values of the shape {values.shape}",
             input=f"{y_true.shape}, {y_pred.shape}",
@@ -53,7 +53,9 @@ def values_are_one_a_sample(subject: Subject) -> Iterator[Measured | Undecided]:
     kept = weight != 0
     rows = np.roll(y_pred, 1, axis=0)
     other = np.where(kept.reshape(-1, *[1] * (y_pred.ndim - 1)), y_pred, rows)
-    if not subject.tagged("couples_batch"):
+    if subject.tagged("couples_batch") or _couples(subject, y_true, y_pred):
+        yield Undecided("the value of a sample depends on the others, so that leaving one out is another question")
+    else:
         yield from _ignored(subject, loss, "a sample whose weight is 0", y_true, y_pred, other, weight, None)
         yield from _ignored(subject, loss, "a sample that is masked", y_true, y_pred, other, None, kept)
     if type(loss).__call__ is not keras.losses.Loss.__call__ and not subject.is_function:
@@ -61,6 +63,13 @@ def values_are_one_a_sample(subject: Subject) -> Iterator[Measured | Undecided]:
         broken = np.where(kept.reshape(-1, *[1] * (y_pred.ndim - 1)), y_pred, np.nan).astype("float32")
         yield from _ignored(subject, loss, "a NaN whose weight is 0", y_true, y_pred, broken, weight, None)
         yield from _ignored(subject, loss, "a NaN that is masked", y_true, y_pred, broken, None, kept)
+
+
+def _couples(subject: Subject, y_true: np.ndarray, y_pred: np.ndarray) -> bool:
+    """Whether the first sample's value changes with the others."""
+    other = np.concatenate([y_pred[:1], y_pred[:0:-1]])
+    ours, theirs = (calls.outputs_of(subject, subject.instance(), y_true, x)[0] for x in (y_pred, other))
+    return not calls.same(ours[:1], theirs[:1])
 
 
 def as_loss(subject: Subject) -> Any:
