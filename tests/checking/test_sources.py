@@ -213,11 +213,11 @@ def test_what_is_mended_has_no_fault_left(code):
 
 RIGHT = {
     "a name that a handler looks for": "try:\n    ops.new_operation\nexcept AttributeError:\n    pass",
+    "a name of an older version": "try:\n    from keras.utils import tf_utils\nexcept ImportError:\n    from keras import tf_utils",
     "a name that is asked for first": "def f(x):\n    return ops.grad(x) if hasattr(ops, 'grad') else x",
     "a name of the other Python": "import sys\nif sys.version_info[0] == 2:\n    text = unicode",
     "a library by another name": "import numpy\nops = object()\n\ndef f(x):\n    return ops.anything(x)",
     "a parameter under the name of a library": "def f(np):\n    return np.meen()",
-    "a name made by exec": "",
     "annotations in text": "def f(x: 'Float[batch, features]'):\n    return x",
     "an attribute that the class defines": """
         class Watched(keras.Model):

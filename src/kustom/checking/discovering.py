@@ -98,6 +98,8 @@ def found_in(
 
 def _part(name: str, value: Any, node: Any, used: dict[str, str], everything: ast.Module, module: str) -> Iterator[Found]:
     if isinstance(node, ast.ClassDef) and isinstance(value, type):
+        if inspect.isabstract(value):
+            return
         try:
             kind = kind_of(value)
         except SubjectError:
@@ -144,7 +146,7 @@ def _kind_by_reading(node: ast.FunctionDef, used: dict[str, str]) -> str | None:
     """The kind of a plain function, where its parameters, its name or its use say so."""
     names = _names(node)
     count = len(names) - len(node.args.defaults)
-    if names[:2] == ["y_true", "y_pred"] and count == 2:
+    if names[:2] == ["y_true", "y_pred"] and count == 2 and _computes(node):
         return "metric" if used.get(node.name) == "metric" else "loss"
     if names[:2] == ["shape", "dtype"] and count <= 2:
         return "initializer"
@@ -161,10 +163,11 @@ def _kind_by_reading(node: ast.FunctionDef, used: dict[str, str]) -> str | None:
 
 
 def _computes(node: ast.FunctionDef) -> bool:
-    """Whether a function returns a value, in every way out that can be seen, and yields none."""
+    """Whether a function returns one value, in every way out that can be seen, and yields none."""
     inside = list(ast.walk(node))
-    returns = [each for each in inside if isinstance(each, ast.Return)]
-    return bool(returns) and all(r.value is not None for r in returns) and not any(isinstance(n, ast.Yield) for n in inside)
+    returns = [each.value for each in inside if isinstance(each, ast.Return)]
+    one = all(value is not None and not isinstance(value, ast.Tuple | ast.Dict) for value in returns)
+    return bool(returns) and one and not any(isinstance(each, ast.Yield) for each in inside)
 
 
 def _reduces(node: ast.FunctionDef) -> bool:

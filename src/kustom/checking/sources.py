@@ -318,7 +318,7 @@ def _guards(node: ast.AST, field: str) -> bool:
     """Whether a part of a statement runs only where the author has looked whether it can."""
     if isinstance(node, ast.FunctionDef) and field == "body":
         return any(test in word for each in node.decorator_list for word in _words(each) for test in _TESTS)
-    if isinstance(node, ast.Try) and field == "body":
+    if isinstance(node, ast.Try) and field in ("body", "handlers"):
         return any(handler.type is None or _HANDLERS & _words(handler.type) for handler in node.handlers)
     if isinstance(node, ast.With) and field == "body":
         return any("raises" in word.lower() or word == "suppress" for item in node.items for word in _words(item.context_expr))
