@@ -1,16 +1,74 @@
-"""What the tests share: a trip through a file, and tensors with a mask."""
+"""What the tests share: a trip through a file, tensors with a mask, and what of them `make test` runs on which backend."""
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import signal
+import tempfile
+import zlib
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# Many tests compile the same small programs, and most of their time is XLA's: each is compiled once a run, for the
+# processes that tests start, too. Read by JAX when it is imported.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _programs = tempfile.mkdtemp(prefix="kustom-tests-")
+    atexit.register(shutil.rmtree, _programs, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import keras
 import numpy as np
 import pytest
 
 from kustom.backends.keras import set_keras_mask
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A run in the background ignores Ctrl-C, which some tests press.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# On JAX and TensorFlow each model is compiled anew. So that `make test` stays within its minutes, some of the work is done
+# there by `make test-all` alone, while torch does all of it each time: these, and of a test with many cases all but a part.
+LONG = (
+    "gradients/test_across_backends.py",
+    "recipes/test_gradients.py",
+    "recipes/test_regression.py::test_ctrl_c_saves_what_was_reached",
+    "recipes/test_regression.py::test_quiet_prints_nothing_and_a_large_table_gets_the_large_network",
+    "recipes/test_runs.py::test_a_run_leaves_a_folder_and_says_how_it_went",
+    "recipes/test_training.py",
+    "reports/test_gradients.py::test_the_reported_critic_has_its_number_on_every_backend",
+    "roundtrip/test_roundtrip.py::test_a_new_process_on_another_backend",
+    "test_in_keras.py::test_quantize",
+    "training/test_accumulation.py",
+    "training/test_branches.py",
+    "training/test_function_state.py",
+    "training/test_model.py",
+)
+LONG_ON_TENSORFLOW = ("recipes/test_regression.py::test_a_run_leaves_a_complete_folder",)
+FEW = 3
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    backend = keras.backend.backend()
+    if backend == "torch":
+        return
+    long = LONG + LONG_ON_TENSORFLOW * (backend == "tensorflow")
+    cases: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("slow") is None:
+            cases[item.nodeid.partition("[")[0]].append(item)
+    for name, some in cases.items():
+        left = some
+        if not name.removeprefix("tests/").startswith(long):
+            # The same ones each time, whatever stands before them, and in each worker.
+            left = sorted(some, key=lambda item: zlib.crc32(item.nodeid.encode()))[max(FEW, -(-len(some) // 4)) :]
+        for item in left:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ PUBLIC = [
     *["loss", "metric", "activation", "initializer", "regularizer", "constraint", "layer", "part", "field", "Ratio", "Sums"],
     *["GradientTape", "grad", "value_and_grad", "jacobian", "hessian", "hvp", "custom_gradient"],
     *["numerical_gradient", "check_gradient", "function", "Loop", "Supervised", "Model", "save", "load", "inspect"],
+    *["check", "parametrize_with_checks", "plot"],
 ]
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from kustom import errors as errors
     from kustom import textbook as textbook
     from kustom import typing as typing
+    from kustom.checking.plot import plot as plot
+    from kustom.checking.pytest_plugin import parametrize_with_checks as parametrize_with_checks
+    from kustom.checking.runner import check as check
     from kustom.defining.decorators import activation as activation
     from kustom.defining.decorators import constraint as constraint
     from kustom.defining.decorators import initializer as initializer
@@ -76,6 +79,9 @@ _HOMES = {
     "Model": "kustom.training.model",
     "save": "kustom.saving.writing",
     "load": "kustom.saving.loading",
+    "check": "kustom.checking.runner",
+    "parametrize_with_checks": "kustom.checking.pytest_plugin",
+    "plot": "kustom.checking.plot",
 }
 _MODULES = ("errors", "textbook", "typing")
 

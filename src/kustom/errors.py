@@ -22,6 +22,7 @@ __all__ = [
     "CallbackError",
     "ClosureError",
     "ConfigError",
+    "ConformanceError",
     "CorruptFileError",
     "DataError",
     "DataWarning",
@@ -39,6 +40,7 @@ __all__ = [
     "LimitError",
     "LossScaleError",
     "MetricWarning",
+    "MissingLibraryError",
     "MissingPartError",
     "MissingSettingError",
     "NameClashError",
@@ -55,6 +57,7 @@ __all__ = [
     "ShapeError",
     "SourceWarning",
     "StepError",
+    "SubjectError",
     "TapeError",
     "TfKerasError",
     "TracerWarning",
@@ -64,6 +67,7 @@ __all__ = [
     "UnsavableError",
     "UnsavableSettingError",
     "UntrustedError",
+    "UsageError",
     "VersionError",
     "WeightsError",
 ]
@@ -380,6 +384,43 @@ class DataWarning(KustomError, UserWarning):
     Wrong: `loop.fit(generator(), epochs=5)`, where the first epoch takes all that the generator has.
     Right: `steps_per_epoch=` with a generator that lasts for all epochs, or a source that can be begun anew, such as a list
     of batches or a `keras.utils.PyDataset`.
+    """
+
+
+class ConformanceError(KustomError, AssertionError):
+    """A part does not keep what Keras and its users rely on; the text is the report of `kustom.check`.
+
+    Wrong: `kustom.check(my_softplus)` where it is `ops.log(ops.exp(z) + 1)`, whose gradient is NaN at 100.
+    Right: `ops.logaddexp(z, 0.0)`.
+
+    Attributes:
+        report: The report, of which the findings can be read one by one.
+    """
+
+    def __init__(self, report: Any) -> None:
+        super().__init__(str(report))
+        self.report = report
+
+
+class MissingLibraryError(KustomError, ImportError):
+    """Something was asked for that needs a library which kustom is installed without.
+
+    Wrong: `kustom.plot(part)` after `pip install "kustom[jax]"`. Right: `pip install "kustom[jax,plot]"`.
+    """
+
+
+class SubjectError(KustomError, TypeError):
+    """What was given to be checked is no Keras part, or does not say how it is made.
+
+    Wrong: `kustom.check(MyDense)` where `MyDense` has no default for `units`.
+    Right: `kustom.check(MyDense(4))`; or `__kustom__ = {"examples": [{"settings": {"units": 4}}]}` in the class.
+    """
+
+
+class UsageError(KustomError, ValueError):
+    """A check, a command or an option of one is called in a way that there is not.
+
+    Wrong: `kustom.check(part, only="G999")`. Right: `kustom.check(part, only="G201")`; `kustom rules` lists the codes.
     """
 
 

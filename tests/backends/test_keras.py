@@ -142,6 +142,17 @@ def test_a_value_is_put_and_read_past_every_scope():
     assert float(keras.ops.convert_to_numpy(variable)) == 2.0
 
 
+def test_values_are_asked_of_and_put_into_many_variables_at_once():
+    variables = [keras.Variable(1.0), keras.Variable(2.0, trainable=False)]
+    assert [private.own_value(v) is value for v, value in zip(variables, map(private.own, variables), strict=True)] == [True] * 2
+    assert list(map(private.trainable, variables)) == [True, False]
+    assert not private.are_placed(variables)
+    values = [keras.ops.convert_to_tensor(value) for value in (3.0, 4.0)]
+    if keras.backend.backend() == "jax":
+        private.put_all(variables, values)
+        assert [float(v.value) for v in variables] == [3.0, 4.0]
+
+
 def test_what_was_touched_is_undone():
     assigned, read, other = keras.Variable(1.0), keras.Variable(2.0), keras.Variable(3.0)
 

@@ -7,6 +7,7 @@ readers behind. How long a file takes is bounded by how it is read, every struct
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import random
@@ -162,7 +163,7 @@ def in_values(data: bytes, draw: random.Random) -> bytes:
         box, key = draw.choice(places)
         kind = draw.randrange(4)
         if kind == 0:
-            box[key] = draw.choice(ODD)
+            box[key] = copy.deepcopy(draw.choice(ODD))
         elif kind == 1:
             other, its = draw.choice(places)
             box[key] = json.loads(json.dumps(other[its]))

@@ -299,6 +299,12 @@ def test_a_config_that_is_not_as_keras_writes_it_is_refused(change, message):
         judge(config).hold()
 
 
+@pytest.mark.parametrize("config", [{}, {"class_name": "Dense"}, {"a": {}}, {"config": {}}])
+def test_a_config_is_that_of_a_part(config):
+    with pytest.raises(errors.CorruptFileError, match="the config of no model"):
+        judge(config).hold()
+
+
 def chain(order: list[int]) -> dict[str, Any]:
     """A functional model of layers in a row, listed in another order."""
     inputs = keras.Input((3,), name="x")

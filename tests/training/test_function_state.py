@@ -121,7 +121,7 @@ def test_what_a_layers_build_assigns_is_assigned_once():
         {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2},
         {"learning_rate": keras.optimizers.schedules.CosineDecay(0.1, 3)},
     ],
-    ids=str,
+    ids=lambda settings: "-".join(settings),
 )
 def test_optimizer_settings(settings):
     def make():

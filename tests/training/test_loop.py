@@ -222,9 +222,31 @@ def test_a_branch_on_a_value_runs_eagerly_and_says_where():
         if ops.sum(x) > 0:
             count.assign_add(1.0)
 
-    with pytest.warns(errors.EagerWarning, match=r"test_loop\.py:\d+"):
+    line = step.__code__.co_firstlineno
+    said = rf"says_where.<locals>.step \(.*test_loop\.py:{line}\) runs .* test_loop\.py:{line + 1} needs"
+    with pytest.warns(errors.EagerWarning, match=said.replace(r" test_loop", r".*test_loop")):
         kustom.Loop(step).fit(np.ones((64, 1), "float32"), batch_size=32, epochs=2, verbose=0)
     assert number(count) == 4.0
+
+
+@pytest.mark.parametrize("kind", ["function", "method", "object"])
+def test_a_step_that_is_traced_often_is_named_as_the_user_calls_it(kind):
+    class Trainer:
+        def step(self, x):
+            return ops.sum(x)
+
+        def __call__(self, x):
+            return ops.sum(x)
+
+    def step(x):
+        return ops.sum(x)
+
+    given = {"function": step, "method": Trainer().step, "object": Trainer()}[kind]
+    name = {"function": "step", "method": r"Trainer\.step", "object": "Trainer"}[kind]
+    place = "" if kind == "object" else r" \(.*test_loop\.py:\d+\)"
+    batches = [(np.ones((size, 1), "float32"),) for size in range(1, 13)]
+    with pytest.warns(errors.RetraceWarning, match=rf"{name}{place} has been traced 11 times"):
+        kustom.Loop(given).fit(batches, verbose=0)
 
 
 def diverging():

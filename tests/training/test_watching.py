@@ -11,7 +11,7 @@ import pytest
 from keras import layers, ops
 
 import kustom
-from kustom.training.watching import Guards, Reached, plain_values
+from kustom.training.watching import Guards, Reached, values_of
 
 SCALE = 2.0
 SHIFTS = (1.0, 2.0)
@@ -309,7 +309,7 @@ class TestReached:
     @pytest.mark.parametrize("name", ["rate", "seed"])
     def test_guards_by_themselves(self, name):
         layer = layers.Dropout(0.5, seed=1)
-        guards = Guards((layer,), plain_values(Reached(layer)), [])
+        guards = Guards((layer,), values_of(Reached(layer)), [])
         assert guards.hold()
         setattr(layer, name, 0.25)
         assert not guards.hold()

@@ -16,7 +16,7 @@ from types import ModuleType
 
 from kustom.errors import BackendError
 
-__all__ = ["choose", "current"]
+__all__ = ["choose", "current", "installed"]
 
 # Keras's own default comes first.
 KNOWN = ("tensorflow", "jax", "torch")
@@ -42,14 +42,14 @@ def choose() -> None:
                 f"installed. Set the environment variable KERAS_BACKEND, or install it: pip install 'kustom[{configured}]'."
             )
         return
-    installed = [name for name in KNOWN if _installed(name)]
-    if not installed:
+    found = installed()
+    if not found:
         raise BackendError(
             "kustom found none of tensorflow, jax and torch. Install one: pip install 'kustom[jax]' (or [tensorflow], [torch])."
         )
-    if installed[0] != KNOWN[0]:
-        os.environ["KERAS_BACKEND"] = installed[0]
-        print(f"kustom: no backend was chosen; taking {installed[0]} (KERAS_BACKEND={installed[0]})", file=sys.stderr)
+    if found[0] != KNOWN[0]:
+        os.environ["KERAS_BACKEND"] = found[0]
+        print(f"kustom: no backend was chosen; taking {found[0]} (KERAS_BACKEND={found[0]})", file=sys.stderr)
 
 
 def current(room: str = "") -> ModuleType:
@@ -72,6 +72,11 @@ def current(room: str = "") -> ModuleType:
 @functools.cache
 def _room(name: str) -> ModuleType:
     return importlib.import_module(f"kustom.backends.{name}")
+
+
+def installed() -> list[str]:
+    """The backends that could be chosen here."""
+    return [name for name in KNOWN if _installed(name)]
 
 
 def _installed(name: str) -> bool:

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import importlib
 import inspect
+import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
@@ -24,6 +25,7 @@ from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.variables import is_float_dtype, standardize_dtype
 from keras.src.losses.loss import reduce_weighted_values
+from keras.src.losses.losses import LossFunctionWrapper
 from keras.src.models.functional import Functional
 from keras.src.models.model import functional_init_arguments as are_functional
 from keras.src.random import seed_generator
@@ -51,6 +53,8 @@ __all__ = [
     "Written",
     "add_state",
     "are_functional",
+    "are_placed",
+    "as_loss",
     "assets_in",
     "assignments_refused",
     "attributes_of",
@@ -99,13 +103,16 @@ __all__ = [
     "name_nested",
     "need_compiled",
     "open_scope",
+    "own",
     "own_value",
     "placeholder_of",
     "put",
+    "put_all",
     "reads",
     "reduce_weighted_values",
     "register",
     "registered",
+    "registered_as",
     "registered_names",
     "registry",
     "results",
@@ -132,7 +139,9 @@ __all__ = [
     "total_loss",
     "track",
     "tracked",
+    "trainable",
     "trained_by",
+    "training_default",
     "undone",
     "uninitialized",
     "unknown_to",
@@ -203,6 +212,16 @@ def registered(name: str) -> Any:
     return object_registration.GLOBAL_CUSTOM_OBJECTS.get(name)
 
 
+def as_loss(function: Callable[..., Any]) -> keras.losses.Loss:
+    """The loss that Keras makes of a function which `compile` is given."""
+    return LossFunctionWrapper(function)
+
+
+def registered_as(name: str) -> list[Any]:
+    """Every class and function that was ever registered under exactly `name`, in the order of their registration."""
+    return [obj for obj, known in object_registration.GLOBAL_CUSTOM_NAMES.items() if known == name]
+
+
 def registered_names() -> list[str]:
     """Every name in Keras's registry."""
     return list(object_registration.GLOBAL_CUSTOM_OBJECTS)
@@ -251,6 +270,12 @@ def metrics_of(layer: keras.layers.Layer) -> list[Any]:
 def takes_training(layer: keras.layers.Layer) -> bool:
     """Whether the `call` of `layer` has an argument `training`."""
     return layer._call_has_training_arg
+
+
+def training_default(layer: keras.layers.Layer) -> Any:
+    """The default of `training` in the `call` of `layer`; None where there is none."""
+    parameter = inspect.signature(layer.call).parameters.get("training")
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
 def trained_by(optimizer: Any) -> list[keras.Variable]:
@@ -448,6 +473,23 @@ def own_value(variable: keras.Variable) -> Any:
 def put(variable: keras.Variable, value: Any) -> None:
     """Give `variable` a value of its own dtype and shape outside of every stateless scope."""
     variable._direct_assign(value)
+
+
+# What `own_value` gives, and whether a variable is trainable: for what is asked of many variables at each call of a program,
+# by `map`, so that it costs no frame of Python for each.
+own = operator.attrgetter("_value")
+trainable = operator.attrgetter("_trainable")
+
+
+def are_placed(variables: Iterable[keras.Variable]) -> bool:
+    """Whether one of the variables has a layout over devices, which `put` sees to."""
+    return any(variable._layout is not None for variable in variables)
+
+
+def put_all(variables: list[keras.Variable], values: list[Any]) -> None:
+    """What `put` does, for each of variables that have no layout; no `undone` is told."""
+    for variable, value in zip(variables, values, strict=True):
+        variable._value = value
 
 
 def open_scope() -> keras.StatelessScope | None:

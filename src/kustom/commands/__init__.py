@@ -1,4 +1,4 @@
-"""The command line: `kustom inspect FILE`, …, one file a command.
+"""The command line: `kustom check TARGET`, `kustom rule CODE`, …, one file a command.
 
 A command's module has `add_arguments(parser)` and `run(arguments)`, which returns the exit status: 0, or 1 where it found
 something; what is asked for in a way that there is not ends with 2 and one line. A module is imported only when its command is
@@ -18,7 +18,11 @@ from kustom.errors import KustomError
 __all__ = ["main"]
 
 _COMMANDS = {
+    "check": "check the parts in files, folders, modules and notebooks",
     "inspect": "show what a model's file holds, and what speaks against loading it; nothing of it is run",
+    "plot": "draw the value and the gradient of a part",
+    "rule": "explain a rule: what it asserts, why, an example that fails, how to mend it",
+    "rules": "list the rules",
 }
 
 

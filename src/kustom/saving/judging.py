@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-import json
+import hashlib
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -89,6 +89,8 @@ class Judge:
         self.parts: collections.Counter[str] = collections.Counter()
         self.layers = 0
         self.shared: dict[int, tuple[tuple[Any, ...], str]] = {}
+        # By the ids of what stands in the config, which outlives the walk.
+        self.digests: dict[int, str] = {}
 
     def refuse(self, error: type[FileError], place: str, message: str) -> NoReturn:
         """Refuse the part that is being judged."""
@@ -104,6 +106,14 @@ class Judge:
 
     def _at(self, place: str) -> str | None:
         return ": ".join(filter(None, [self.member, place])) or None
+
+    def whole(self, config: Any, slot: str) -> None:
+        """Judge a config, which is that of one part."""
+        if isinstance(config, dict) and {"class_name", "config"} <= config.keys():
+            self.part(config, slot, "")
+        else:
+            message = "it is the config of no model; it has no class_name, or no config."
+            self.anomalies.append(CorruptFileError(message, file=self.file, part=self.member))
 
     def part(self, value: Any, slot: str, place: str) -> None:
         """Judge what stands in a place."""
@@ -195,12 +205,24 @@ class Judge:
         number = value["shared_object_id"]
         if not isinstance(number, int) or isinstance(number, bool):
             self.corrupt(place, f"a shared object has the number {number!r:.80}")
-        text = json.dumps(_unshared(value["config"]), sort_keys=True)
-        before = self.shared.setdefault(number, (identity, text))
+        digest = self._digest(value["config"])
+        before = self.shared.setdefault(number, (identity, digest))
         if before[0] != identity:
             self.unsafe(place, f"{_full(*identity[:2])} is said to be the same object as {_full(*before[0][:2])}")
-        if before[1] != text:
+        if before[1] != digest:
             self.unsafe(place, f"{_full(*identity[:2])} is said to be the same object as one with other settings")
+
+    def _digest(self, value: Any) -> str:
+        """What is the same for settings that are the same; each is read once, however deep objects stand in objects."""
+        if not isinstance(value, list | dict):
+            return repr(value)
+        known = self.digests.get(id(value))
+        if known is None:
+            items = sorted(value.items()) if isinstance(value, dict) else list(enumerate(value))
+            text = ",".join(f"{key!r}:{self._digest(item)}" for key, item in items if key != "shared_object_id")
+            known = hashlib.sha256(f"{type(value).__name__}{text}".encode()).hexdigest()
+            self.digests[id(value)] = known
+        return known
 
     def _builtin(self, value: dict[str, Any], full: str, slot: str, place: str) -> None:
         """A part of Keras's own."""
@@ -453,12 +475,6 @@ class Judge:
             self.unsafe(place, f"{name} stands where {_a(slot)} was expected")
         for key in marks.NESTED.get(name, ()):
             self.part(value["config"][key], slot if slot != "node" else "node", f"{place}.config.{key}")
-
-
-def _unshared(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _unshared(item) for key, item in value.items() if key != "shared_object_id"}
-    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def _is_module(text: Any) -> TypeGuard[str]:

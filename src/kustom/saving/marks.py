@@ -126,7 +126,11 @@ def _hex(config: dict[str, Any], limits: Limits) -> Fault:
 
 def _float(config: dict[str, Any], limits: Limits) -> Fault:
     value = config["value"]
-    return None if value in _NOT_FINITE else (CorruptFileError, f"{value!r:.80} is no number that is not finite")
+    return (
+        None
+        if isinstance(value, str) and value in _NOT_FINITE
+        else (CorruptFileError, f"{value!r:.80} is no number that is not finite")
+    )
 
 
 def _slice(config: dict[str, Any], limits: Limits) -> Fault:

@@ -83,7 +83,7 @@ def judge(
     file = subject.file if isinstance(subject, Archive) else file
     member, homes = (CONFIG, _homes(subject.manifest)) if isinstance(subject, Archive) else (None, {})
     found = Judge(Trust(trust), limits, registered or {}, file, member, homes)
-    found.part(config, slot, "")
+    found.whole(config, slot)
     if isinstance(subject, Archive) and not found.anomalies:
         for error in sizes.compared(config, subject.weights, file):
             found.anomalies.append(error)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -145,6 +145,12 @@ class Runner:
             NonFiniteError: A loss is not finite, and that is not to be passed over.
         """
         entry = self.entry(block)
+        if entry.is_of_one_call and block.batches > 1:
+            first = replace(block, batches=1)
+            others = replace(block, batches=block.batches - 1, start=block.start + 1, offset=block.offset + 1)
+            values, counted = self.run(first, at, left)
+            more, number = self.run(others, replace(at, step=at.step + 1), None if left is None else left - 1)
+            return {name: values.get(name, 0.0) + more.get(name, 0.0) for name in values | more}, counted + number
         program = entry.program
         data, rows = self._on_device(block)
         way = self._chosen(program)
@@ -158,6 +164,7 @@ class Runner:
             if keep:
                 program.restore(kept)
             raise
+        entry.leave()
         program.wait()
         self._measured(program, way, (time.perf_counter() - began) / block.batches, block.batches, left)
         if not looks or self._is_finite(values):

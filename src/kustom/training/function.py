@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import operator
 import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,14 +28,17 @@ from kustom.backends.lifting.state import BranchOnValue
 from kustom.errors import EagerWarning, FunctionError, RetraceWarning, TracerWarning, hide_frames, warn
 from kustom.gradients.applying import Passed, applying, unseen
 from kustom.gradients.tape import is_recorded
+from kustom.training.flags import Flags
 from kustom.training.tracers import tracers_put_back
-from kustom.training.watching import Guards, Reached, plain_values
+from kustom.training.watching import Guards, Reached, values_of
 
 __all__ = ["Compiled", "function"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# How many programs there are for arguments of one kind: those taken last.
+_KEPT = 8
 # From how many programs on a function is said to be traced often.
 _OFTEN = 10
 
@@ -122,6 +126,8 @@ class Compiled(Generic[P, R]):
         self._f = f
         # What `f` stands for, where it is the library's own.
         self._about = about or (f,)
+        # What messages are about.
+        self._subject: Any = f if private.is_library(getattr(self._about[0], "__module__", None)) else self._about[0]
         self._static = tuple(static_argnames)
         self._signature = inspect.signature(f) if self._static else None
         if self._signature is not None and (unknown := set(self._static) - set(self._signature.parameters)):
@@ -130,12 +136,14 @@ class Compiled(Generic[P, R]):
         self.compiler = compiler
         self.traces = 0
         self._entries: dict[Any, list[Entry]] = {}
+        # Those of calls with nothing but tensors, by their shapes and dtypes.
+        self._of_tensors: dict[Any, list[Entry]] = {}
         # Whether nothing is said of what cannot be compiled.
         self._quiet = self._warned = quiet
         functools.update_wrapper(self, f, updated=())
 
     def __repr__(self) -> str:
-        return f"<kustom.function {_name(self._f)}, {self.traces} traces>"
+        return f"<kustom.function {_name(self._subject)}, {self.traces} traces>"
 
     def __get__(self, owner: Any, cls: type | None = None) -> Any:
         if owner is None:
@@ -155,12 +163,23 @@ class Compiled(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if is_recorded() or _is_traced():
             return self._f(*args, **kwargs)
-        call = self.arguments(args, kwargs)
-        entry = self.entry(call)
+        plain = not kwargs and self._signature is None and _tensors.issuperset(map(type, args))
+        kinds = tuple(map(_kind_of_tensor, args)) if plain else ()
+        if plain and (known := self._of_tensors.get(kinds)) and (entry := self._known(known)):
+            tensors: list[Any] = list(args)
+        else:
+            call = self.arguments(args, kwargs)
+            entry = self.entry(call)
+            tensors = entry.tensors(call)
+            if plain:
+                self._of_tensors[kinds] = self._entries[call.key]
         # It may be called by a step that runs as plain Python, and fails later.
         private.may_be_written(entry.program.written)
         unseen()
-        return entry.result.unpack(entry.program.run(entry.tensors(call)))
+        outs = entry.program.run(tensors)
+        if entry.is_of_one_call:
+            entry.leave()
+        return entry.result.unpack(outs)
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """The arguments of a call, told apart."""
@@ -169,14 +188,25 @@ class Compiled(Generic[P, R]):
     def entry(self, call: Arguments) -> Entry:
         """The program for such a call; traced where there is none yet, or none that still fits."""
         entries = self._entries.setdefault(call.key, [])
-        for entry in entries:
-            if entry.guards.hold():
-                break
-        else:
+        entry = self._known(entries)
+        if entry is None:
             entry = self._traced(call)
-            entries.append(entry)
-        entry.guards.adopt_seed()
+            entries.insert(0, entry)
+            # Each keeps what it was made of, such as a model that has another in its place now.
+            del entries[_KEPT:]
+            entry.guards.adopt_seed()
         return entry
+
+    def _known(self, entries: list[Entry]) -> Entry | None:
+        """The program that still fits."""
+        for i, entry in enumerate(entries):
+            if entry.guards.hold():
+                if i:
+                    # The one that was taken last is asked first.
+                    entries.insert(0, entries.pop(i))
+                entry.guards.adopt_seed()
+                return entry
+        return None
 
     def _static_places(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[Any]:
         if self._signature is None:
@@ -189,7 +219,7 @@ class Compiled(Generic[P, R]):
         if self.traces > _OFTEN and not self._warned:
             self._warned = True
             warn(
-                f"{_name(self._f)} has been traced {self.traces} times: for new shapes, other text or objects as arguments, or "
+                f"{self._place()} has been traced {self.traces} times: for new shapes, other text or objects as arguments, or "
                 "changed Python state. Batches of one shape, and tensors or numbers as arguments, need one trace. (Said once.)",
                 RetraceWarning,
             )
@@ -208,13 +238,19 @@ class Compiled(Generic[P, R]):
         roots = (*self._about, *form.objects)
         widened = False
         with tracers_put_back(roots, lambda name, owner: gained.append((name, owner))) as reached:
-            before = plain_values(reached)
+            before, flags = values_of(reached), Flags(reached)
             try:
-                program, widened = self._program(flat, call)
+                program, widened = self._program(_looked_at_alike(flat, flags), call, flags)
+                settled = flags.settle()
             except BranchOnValue as refusal:
+                flags.put_back()
                 if not self._quiet:
                     self._warn_of(refusal)
-                program = Eager(flat)
+                # It sets its flags itself.
+                program, settled = Eager(flat), {}
+            except Exception:
+                flags.put_back()
+                raise
         for name, owner in gained:
             warn(
                 f"{f'the attribute {name!r} of {owner!r}' if owner is not None else repr(name)} was given a tensor while a step "
@@ -222,25 +258,48 @@ class Compiled(Generic[P, R]):
                 "assign), or return it.",
                 TracerWarning,
             )
-        return Entry(program, result, Guards(roots, before, program.variables), widened)
+        return Entry(program, result, Guards(roots, before, program.variables, settled), widened, settled)
 
     def _warn_of(self, refusal: BranchOnValue) -> None:
         warn(
-            f"{_name(self._f)} runs without being compiled: {refusal.line} needs a value ({refusal.reason}). Choose by ops.where "
+            f"{self._place()} runs without being compiled: {refusal.line} needs a value ({refusal.reason}). Choose by ops.where "
             "or ops.cond, or name the argument in static_argnames; a number to print, return.",
             EagerWarning,
         )
 
-    def _program(self, flat: Callable[[list[Any]], list[Any]], call: Arguments) -> tuple[Any, bool]:
+    def _place(self) -> str:
+        """What the user calls it, and where that is written."""
+        f = self._subject
+        code = getattr(inspect.unwrap(getattr(f, "func", f)), "__code__", None)
+        return _name(f) + (f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else "")
+
+    def _program(self, flat: Callable[[list[Any]], list[Any]], call: Arguments, flags: Flags) -> tuple[Any, bool]:
         lifting = current("lifting")
         with _traced_here(), one_value_each():
             try:
                 return lifting.Program(flat, call.leaves, compiler=self.compiler), False
             except Exception as error:
+                if flags.stand and flags.are_doubted:
+                    flags.give_up()
+                    return self._program(flat, call, flags)
                 # A whole number beside floats: TensorFlow computes with one kind at a time.
                 if not (call.whole_numbers and current().refuses_mixed_dtypes(error)):
                     raise
                 return lifting.Program(flat, call.widened(), compiler=self.compiler), True
+
+
+def _looked_at_alike(flat: Callable[[list[Any]], list[Any]], flags: Flags) -> Callable[[list[Any]], list[Any]]:
+    """`flat`, which finds its flags each time as they stood the first time."""
+
+    def alike(leaves: list[Any]) -> list[Any]:
+        flags.put_back()
+        with private.makes() as made:
+            outs = flat(leaves)
+        if made:
+            flags.say_what_is_made()
+        return outs
+
+    return alike
 
 
 class _Methods:
@@ -259,6 +318,7 @@ _METHODS = "_kustom_functions"
 
 
 def _name(f: Callable[..., Any]) -> str:
+    f = getattr(f, "func", f)
     return getattr(f, "__qualname__", type(f).__name__)
 
 
@@ -280,20 +340,45 @@ def _traced_here() -> Iterator[None]:
 
 def _is_traced() -> bool:
     """Whether a step is being traced around this call."""
-    return _tracing.depth > 0 or current().in_trace()
+    return _tracing.depth > 0 or _in_trace()()
+
+
+@functools.cache
+def _in_trace() -> Callable[[], bool]:
+    return current().in_trace
 
 
 class Entry:
-    """A program, what it returns, what Python held when it was made, and whether it takes whole numbers as floats."""
+    """A program, what it returns, what Python held when it was made, and whether it takes whole numbers as floats.
+
+    Where it is of one call, since it sets flags that it depends on, `is_of_one_call` says so, and `leave` is called after it.
+    """
 
     def __init__(
-        self, program: Any, result: _Result, guards: Guards, widened: bool = False, reached: Reached | None = None
+        self,
+        program: Any,
+        result: _Result,
+        guards: Guards,
+        widened: bool = False,
+        flags: dict[Any, tuple[Any, Any, Callable[[Any], None]]] | None = None,
+        reached: Reached | None = None,
     ) -> None:
         self.program = program
         self.result = result
         self.guards = guards
         self.reached = reached or guards.reached
         self.widened = widened
+        self._flags = flags
+
+    @property
+    def is_of_one_call(self) -> bool:
+        """Whether the next call is for another program."""
+        return bool(self._flags)
+
+    def leave(self) -> None:
+        """Set the flags that the function would have set."""
+        for _, after, put in self._flags.values() if self._flags else ():
+            put(after)
 
     def tensors(self, call: Arguments) -> list[Any]:
         """What the program is to be given for a call."""
@@ -305,10 +390,14 @@ class _Result:
 
     def pack(self, returned: Any) -> list[Any]:
         leaves, self._tree = optree.tree_flatten(returned, none_is_leaf=True)
-        self._others = [None if ops.is_tensor(leaf) else (leaf,) for leaf in leaves]
+        self._others: list[Any] = [None if ops.is_tensor(leaf) else (leaf,) for leaf in leaves]
+        # It is a single one by itself.
+        self._bare = self._tree.is_leaf()
         return [leaf for leaf in leaves if ops.is_tensor(leaf)]
 
     def unpack(self, outs: list[Any]) -> Any:
+        if self._bare:
+            return outs[0] if outs else self._others[0][0]
         found = iter(outs)
         return optree.tree_unflatten(self._tree, [next(found) if other is None else other[0] for other in self._others])
 
@@ -369,6 +458,8 @@ class Arguments:
 def _number(value: float | complex) -> Any:
     return current("lifting").number(value)
 
+
+_kind_of_tensor = operator.attrgetter("shape", "dtype")
 
 # The backend's own types of tensors, as they are met: to ask Keras costs more than the rest of an argument.
 _tensors: set[type] = set()

@@ -226,6 +226,7 @@ class _Method(Compiled[..., Any]):
             return f(*batch)
 
         named.__qualname__ = f"{type(model).__qualname__}.{method}"
+        named.__wrapped__ = getattr(type(model), method)  # pyright: ignore[reportFunctionMemberAccess]
         super().__init__(named, (), eager, compiler, about=(about,))
         self._model = model
         self._training = method == "train_step"
@@ -263,7 +264,9 @@ def _run(entry: Entry, tensors: list[Any]) -> dict[str, Any]:
     program = entry.program
     kept = program.keep() if program.can_raise else None
     try:
-        return entry.result.unpack(program.run(tensors))
+        outs = program.run(tensors)
+        entry.leave()
+        return entry.result.unpack(outs)
     except Exception:
         if kept is not None:
             program.restore(kept)

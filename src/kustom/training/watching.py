@@ -4,14 +4,15 @@ A trace is of what Python held when it was made. What is noticed afterwards is a
 
 - what the closure cells and the globals that the step names hold: numbers, text, None and tuples of them by their value,
   everything else by its identity;
-- numbers, text, None and tuples of them in the `__dict__` of the Keras objects that it reaches;
+- in the `__dict__` of the Keras objects that it reaches numbers, text, None and tuples of them by their value, and other
+  Keras objects, variables, functions and objects of the user's by their identity;
 - of other objects those attributes whose names the reached code mentions;
-- which Keras objects stand in lists and dicts of them;
+- which Keras objects, variables and functions stand in lists and dicts;
 - `trainable` of the variables that it touches, `keras.config.floatx()` and the global dtype policy.
 
-What stands in a list or a dict is followed. Where that is nothing but Keras objects, another one in their place, or one more,
-is noticed; that a list of something else has grown is not. An attribute that the trace itself
-changes, such as a count of the calls, is left out: it would never be the same twice.
+What stands in a list or a dict is followed; that there is more of something else is not noticed. A number that the trace
+itself changes, such as a count of the calls, is left out: it would never be the same twice. So is an object that it
+exchanges itself. What else it changes is a condition of the program: see `flags`.
 """
 
 from __future__ import annotations
@@ -26,11 +27,18 @@ import keras
 
 from kustom.backends import keras as private
 
-__all__ = ["Guards", "Reached", "plain_values"]
+__all__ = ["NOTHING", "Guards", "Reached", "is_keras", "values_of"]
+
+# Stands where there is no value.
+NOTHING = object()
 
 _PLAIN = (int, float, str, bytes, bool, complex, type(None))
 # Attributes of Keras's that change while a run goes on, and of which no computation depends.
 _VOLATILE = frozenset(["stop_training", "_called", "_kustom_draws"])
+# Of what Keras keeps in each layer and metric for itself, those that a computation depends on.
+_TELLING = frozenset(["trainable", "_trainable", "autocast", "activity_regularizer", "_supports_masking", "name", "built", "dtype"])
+# The objects among them.
+_TELLING_OBJECTS = frozenset(["_functional", "_compile_loss", "_compile_metrics", "optimizer"])
 # Where Keras keeps the graph of a functional model, and what it tracks a second time.
 _UNFOLLOWED = frozenset(
     ["_functional", "_inbound_nodes", "_outbound_nodes", "_tracker", "_nodes", "_nodes_by_depth", "_operations_by_depth"]
@@ -42,7 +50,8 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
 
 
-def _is_keras(value: Any) -> bool:
+def is_keras(value: Any) -> bool:
+    """Whether `value` is an object of Keras's, or of a class derived from one of Keras's."""
     return isinstance(value, _KERAS)
 
 
@@ -74,6 +83,8 @@ class Reached:
         # Lists, dicts and sets, with the name that leads to each, and whose attribute that is.
         self.containers: list[tuple[Any, str, Any]] = []
         self.names: set[str] = set()
+        # The code of the user's functions.
+        self.codes: list[types.CodeType] = []
         self._seen: set[int] = set()
         todo: list[tuple[Any, str, Any]] = [(root, "", None) for root in roots]
         while todo:
@@ -94,7 +105,7 @@ class Reached:
             if not isinstance(value, tuple | frozenset):
                 self.containers.append((value, name, owner))
             return [(each, name, owner) for each in (value.values() if isinstance(value, dict) else value)]
-        if _is_keras(value):
+        if is_keras(value):
             self.objects.append(value)
             code = () if private.is_of_library(value) else _code(value)
             attributes = vars(value).items()
@@ -112,11 +123,16 @@ class Reached:
         inside = _unnamed([*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()])
         if hasattr(f, "__wrapped__"):
             inside += _unnamed([vars(f)["__wrapped__"]])
+        # Keras wraps methods of each layer in functions of its own, which always lead to the same.
+        is_users = not private.is_library(f.__globals__.get("__name__"))
         for cell, name in zip(f.__closure__ or (), f.__code__.co_freevars, strict=True):
-            self.cells.append((cell, name))
+            if is_users:
+                self.cells.append((cell, name))
             inside.append((_held(cell), name, None))
         names = set(_names(f.__code__))
         self.names |= names
+        if is_users:
+            self.codes.append(f.__code__)
         if private.is_library(f.__module__):
             return inside
         for name in names & f.__globals__.keys():
@@ -134,13 +150,27 @@ def _unnamed(values: Iterable[Any]) -> list[tuple[Any, str, Any]]:
 
 
 def _code(obj: Any) -> list[Any]:
-    """The functions in the body of an object's class."""
-    return [f for f in vars(type(obj)).values() if isinstance(f, types.FunctionType)]
+    """The functions in the bodies of an object's class and of those that it derives from, as far as they are the user's."""
+    classes = [cls for cls in type(obj).__mro__ if not private.is_library(cls.__module__)]
+    return [f for cls in classes for value in vars(cls).values() for f in _functions_in(value)]
+
+
+def _functions_in(value: Any) -> Iterable[Any]:
+    if isinstance(value, staticmethod | classmethod):
+        value = value.__func__
+    if isinstance(value, property | functools.cached_property):
+        return (value.func,) if isinstance(value, functools.cached_property) else filter(None, (value.fget, value.fset))
+    # One that is compiled, or decorated otherwise, leads to the function.
+    return (value,) if isinstance(value, types.FunctionType) or _wraps(value) else ()
+
+
+def _wraps(value: Any) -> bool:
+    return not isinstance(value, type) and isinstance(getattr(value, "__dict__", {}).get("__wrapped__"), types.FunctionType)
 
 
 def _leads_on(value: Any) -> bool:
     plain = (*_CONTAINERS, types.FunctionType, types.MethodType, functools.partial)
-    return isinstance(value, plain) or _is_keras(value) or _is_users(value)
+    return isinstance(value, plain) or is_keras(value) or _is_users(value)
 
 
 def _is_users(value: Any) -> bool:
@@ -169,34 +199,56 @@ class Guards:
 
     Args:
         roots: The function, and the objects among its arguments.
-        before: What they reached before the trace, and the plain values there.
+        before: What they reached before the trace: from `values_of`.
         variables: Those that it touches.
+        flags: What the trace has set that is a condition of the program, by its place: from `Flags.settle`.
     """
 
-    def __init__(self, roots: Iterable[Any], before: dict[int, dict[str, Any]], variables: Iterable[keras.Variable]) -> None:
+    def __init__(
+        self,
+        roots: Iterable[Any],
+        before: dict[int, dict[str, Any]],
+        variables: Iterable[keras.Variable],
+        flags: dict[tuple[int, Any], tuple[Any, ...]] | None = None,
+    ) -> None:
         self.reached = reached = Reached(*roots)
-        self._cells = [(cell, _held(cell)) for cell, _ in reached.cells]
-        self._globals = [(space, name, space[name]) for space, name in reached.globals]
-        self._containers = [(c, _ids(c)) for c, _, owner in reached.containers if _is_of_user(owner) and _holds_keras(c)]
-        self._spaces = []
+        flags = flags or {}
+        self._cells = [cell for cell, _ in reached.cells]
+        self._held = [flags.get((id(cell), None), (_held(cell),))[0] for cell in self._cells]
+        # Names in spaces that are to hold the same object, or an equal number or text.
+        named = [(space, name, flags.get((id(space), name), (space[name],))[0]) for space, name in reached.globals]
+        self._containers = [
+            (c, _ids(c), _is_whole(c))
+            for c, _, owner in reached.containers
+            if _is_of_user(owner) and any(map(_is_watched, _each(c)))
+        ]
+        self._spaces: list[dict[str, Any]] = []
+        self._gets: list[Any] = []
+        self._kept: list[Any] = []
+        # Names that may not get into a space, since they would hide what the class has.
+        self._shadowed: list[tuple[frozenset[str], dict[str, Any]]] = []
         for obj in reached.objects + reached.others:
-            space = vars(obj)
-            was = before.get(id(obj))
-            names = [
-                name
-                for name, value in space.items()
-                if _is_plain(value)
-                and name not in _VOLATILE
-                and (_is_keras(obj) or name in reached.names)
-                and (was is None or name not in was or was[name] == value)
-            ]
-            if names:
-                get = operator.itemgetter(*names)
-                # Names that may not get there, since they would hide what the class has.
-                self._spaces.append((space, get, get(space), _of_class(obj) - space.keys()))
+            space, was = vars(obj), before.get(id(obj))
+            set_here = {key[1]: value[0] for key, value in flags.items() if key[0] == id(space)}
+            names = [name for name in space if name not in set_here and _counts(obj, name, reached) and _stayed(name, space, was)]
+            plain = {name: space[name] for name in names if _is_plain(space[name])}
+            plain |= {name: value for name, value in set_here.items() if value is not NOTHING}
+            if plain:
+                self._spaces.append(space)
+                self._gets.append(operator.itemgetter(*plain))
+                self._kept.append(tuple(plain.values()) if len(plain) > 1 else next(iter(plain.values())))
+            # torch keeps the layers of a layer apart.
+            for held in (space, space.get("_modules", {})):
+                watched = names if held is space else [name for name in held if _counts(obj, name, reached)]
+                named += [(held, name, held[name]) for name in watched if _is_watched_in(obj, name, held[name], reached)]
+            absent = (_of_class(obj) - space.keys()) | {name for name, value in set_here.items() if value is NOTHING}
+            if absent:
+                self._shadowed.append((frozenset(absent), space))
+        self._named = [value for _, _, value in named]
+        self._names = [[space for space, _, _ in named], [name for _, name, _ in named]]
         self._variables = list(variables)
         self._seed = private.seed_of_all(self._variables)
-        self._trainable = list(map(_trainable, self._variables))
+        self._trainable = list(map(private.trainable, self._variables))
         self._config = _config()
 
     def adopt_seed(self) -> None:
@@ -206,50 +258,101 @@ class Guards:
 
     def hold(self) -> bool:
         """Whether all of it is as it was."""
-        # Asked at each call.
+        # Asked at each call, so that what is asked of many is one call of Python.
         try:
-            for space, get, kept, shadowed in self._spaces:
-                if get(space) != kept or (shadowed and not shadowed.isdisjoint(space)):
-                    return False
+            if list(map(_call, self._gets, self._spaces)) != self._kept:
+                return False
         except KeyError:
             return False
-        for cell, kept in self._cells:
-            try:
-                value = cell.cell_contents
-            except ValueError:
-                value = None
-            if value is not kept and not _same(value, kept):
+        for shadowed, space in self._shadowed:
+            if not shadowed.isdisjoint(space):
                 return False
-        for space, name, kept in self._globals:
-            value = space.get(name)
-            if value is not kept and not _same(value, kept):
+        try:
+            held = list(map(_content, self._cells))
+        except ValueError:
+            # One is not bound.
+            held = list(map(_held, self._cells))
+        if not _all_same(held, self._held):
+            return False
+        if not _all_same(list(map(_of_space, *self._names)), self._named):
+            return False
+        for container, kept, whole in self._containers:
+            if (list(map(id, _each(container))) if whole else _ids(container)) != kept:
                 return False
-        for container, kept in self._containers:
-            if _ids(container) != kept:
-                return False
-        return list(map(_trainable, self._variables)) == self._trainable and _config() == self._config
+        return list(map(private.trainable, self._variables)) == self._trainable and _config() == self._config
 
 
-_trainable = operator.attrgetter("trainable")
+# In the shape that `map` takes them.
+_call: Any = operator.call
+_content: Any = operator.attrgetter("cell_contents")
+_of_space: Any = dict.get
 
 
 def _is_of_user(owner: Any) -> bool:
     return owner is None or isinstance(owner, types.SimpleNamespace) or not private.is_of_library(owner)
 
 
-def _holds_keras(container: Any) -> bool:
-    values = container.values() if isinstance(container, dict) else container
-    return bool(container) and all(isinstance(value, _CONTAINERS) or _is_keras(value) for value in values)
+def _each(container: Any) -> Iterable[Any]:
+    return container.values() if isinstance(container, dict) else container
+
+
+def _is_watched(value: Any) -> bool:
+    return is_keras(value) or isinstance(value, (keras.Variable, types.FunctionType))
+
+
+def _is_whole(container: Any) -> bool:
+    """Whether nothing but what is watched stands in a container."""
+    return all(map(_is_watched, _each(container)))
 
 
 def _ids(container: Any) -> list[int]:
-    return list(map(id, container.values() if isinstance(container, dict) else container))
+    # They are reached, and so kept: no other gets their id.
+    return [id(value) for value in _each(container) if _is_watched(value)]
+
+
+def _counts(obj: Any, name: str, reached: Reached) -> bool:
+    """Whether an attribute is one that a computation may depend on."""
+    if not is_keras(obj):
+        return name in reached.names
+    if name in _VOLATILE:
+        return False
+    return name in _TELLING or name in _TELLING_OBJECTS or not private.is_internal(obj, name)
+
+
+def _stayed(name: str, space: dict[str, Any], was: dict[str, Any] | None) -> bool:
+    """Whether the trace has left an attribute alone, or has made it."""
+    if was is None or name not in was:
+        return True
+    value, before = space[name], was[name]
+    if _is_plain(value):
+        return not _is_plain(before) or value == before
+    return value is before or before is None
+
+
+def _is_watched_in(obj: Any, name: str, value: Any, reached: Reached) -> bool:
+    """Whether it is noticed that an attribute holds another object."""
+    if name == "optimizer" and name not in reached.names:
+        # It may have been lent for a while, to callbacks.
+        return False
+    if not is_keras(obj) or not private.is_of_library(obj):
+        return _is_watched(value) or (_is_users(value) and not isinstance(value, _CONTAINERS))
+    if isinstance(value, keras.Variable):
+        return isinstance(obj, keras.optimizers.Optimizer) and name == "_learning_rate"
+    return _is_watched(value) and not isinstance(value, _ONCE)
+
+
+# What counts where a weight is made, and never after.
+_ONCE = (keras.regularizers.Regularizer, keras.constraints.Constraint, keras.initializers.Initializer)
 
 
 def _of_class(obj: Any) -> frozenset[str]:
     """The plain attributes that the user's classes of an object have."""
     classes = [cls for cls in type(obj).__mro__ if not private.is_library(cls.__module__)]
     return frozenset(name for cls in classes for name, value in vars(cls).items() if _is_plain(value) and not name.startswith("__"))
+
+
+def _all_same(values: list[Any], kept: list[Any]) -> bool:
+    return all(map(operator.is_, values, kept)) or all(v is k or _same(v, k) for v, k in zip(values, kept, strict=True))
 
 
 def _same(value: Any, kept: Any) -> bool:
@@ -260,6 +363,6 @@ def _config() -> tuple[Any, ...]:
     return keras.config.floatx(), keras.config.dtype_policy()
 
 
-def plain_values(reached: Reached) -> dict[int, dict[str, Any]]:
-    """The plain values in the `__dict__` of everything that is reached, by the object's id."""
-    return {id(obj): {k: v for k, v in vars(obj).items() if _is_plain(v)} for obj in reached.objects + reached.others}
+def values_of(reached: Reached) -> dict[int, dict[str, Any]]:
+    """What stands in the `__dict__` of everything that is reached, by the object's id."""
+    return {id(obj): dict(vars(obj)) for obj in reached.objects + reached.others}

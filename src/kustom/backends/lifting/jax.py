@@ -12,6 +12,7 @@ they were until all results are there.
 from __future__ import annotations
 
 import contextlib
+import operator
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -87,6 +88,8 @@ class Program:
         self.can_raise = bool(names & _CALLBACKS)
         self._flat = extend.jaxpr_as_fun(closed)
         self._count = count
+        self._gave = _Gave()
+        self._are_placed = private.are_placed(self.written)
         # What is donated is lost where the program raises.
         donated = () if self.can_raise else (0,)
         self._step = jax.jit(self._pure, donate_argnums=donated)
@@ -115,7 +118,7 @@ class Program:
 
         # The scope around is there so that nothing is initialized inside of the trace.
         with _tracing(), Scope(placeholder=_placeholder), refusing(_asks_a_value):
-            closed = jax.make_jaxpr(pure)([_own_value(v) for v in variables], list(examples))
+            closed = jax.make_jaxpr(pure)(_own_values(variables), list(examples))
         return closed, kept[1], kept[0]
 
     def _pure(self, written: list[Any], read: list[Any], tensors: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -167,27 +170,41 @@ class Program:
         return self._called(self._loops[keep], self._values(keep), list(data), rows, start, count)
 
     def _values(self, keep: bool) -> list[Any]:
-        return [_own_value(v) for v in self.written] if keep else self._donated()
+        return _own_values(self.written) if keep else self._donated()
 
     def _called(self, compiled: Any, written: list[Any], *args: Any) -> list[Any]:
         with whole():
-            outs, values = compiled(written, [_own_value(v) for v in self._read], *args)
+            outs, values = compiled(written, _own_values(self._read), *args)
             if self.can_raise:
                 jax.block_until_ready(values)
-            for variable, value in zip(self.written, values, strict=True):
-                private.put(variable, value)
-                # Without a callback, in which a Ctrl-C would be lost.
-                variable.__dict__[_GIVEN] = weakref.ref(value)
+            if self._are_placed:
+                for variable, value in zip(self.written, values, strict=True):
+                    private.put(variable, value)
+                # They may be others.
+                values = list(map(private.own, self.written))
+            else:
+                private.put_all(self.written, values)
+            self._gave.last = values
+            if _latest[0]() is not self._gave:
+                _release_latest()
+                _latest[0] = weakref.ref(self._gave)
         return outs
 
     def _donated(self) -> list[Any]:
         """The values of the variables to be written, of which nobody else holds a buffer."""
-        values = [_own_value(v) for v in self.written]
+        values = list(map(private.own, self.written))
+        if _latest[0]() is self._gave:
+            # One holder more: what the last call gave.
+            if all(map(operator.is_, self._gave.last, values)) and max(map(sys.getrefcount, values), default=0) <= _HOLDERS + 1:
+                return values
+        else:
+            _release_latest()
+        self._gave.release()
+        values = _own_values(self.written)
         if self.can_raise:
             return values
-        for i, variable in enumerate(self.written):
-            given = variable.__dict__.get(_GIVEN)
-            if given is None or given() is not values[i] or sys.getrefcount(values[i]) > _HOLDERS:
+        for i in range(len(values)):
+            if max(map(sys.getrefcount, values[i : i + 1])) > _HOLDERS + 1 or not _is_given(values[i]):
                 values[i] = jnp.copy(values[i])
         return values
 
@@ -222,8 +239,45 @@ _HEAVY = frozenset(["conv_general_dilated", "scan", "while"])
 _CALLBACKS = frozenset(["pure_callback", "io_callback", "debug_callback", "check"])
 
 
-# Where a variable notes the value that a program gave it: of no other is it known that it shares its buffer with nobody.
-_GIVEN = "_kustom_given"
+class _Given(weakref.ref[Any]):
+    """Marks a value that a program gave: of no other is it known that it shares its buffer with nobody.
+
+    It has no callback, in which a Ctrl-C would be lost.
+    """
+
+    __slots__ = ()
+
+
+class _Gave:
+    """The values that a program gave last.
+
+    Those of the program that ran last of all are kept, so that the next call need not look further. Those of another are
+    marked, and held by their variables alone.
+    """
+
+    __slots__ = ("__weakref__", "_marks", "last")
+
+    def __init__(self) -> None:
+        self.last: list[Any] = []
+        self._marks: list[_Given] = []
+
+    def release(self) -> None:
+        """Mark the values, and let go of them."""
+        self._marks = list(map(_Given, self.last)) or self._marks
+        self.last = []
+
+
+# What the program gave that ran last, which may be gone.
+_latest: list[Callable[[], _Gave | None]] = [lambda: None]
+
+
+def _release_latest() -> None:
+    if (gave := _latest[0]()) is not None:
+        gave.release()
+
+
+def _is_given(value: Any) -> bool:
+    return any(type(ref) is _Given for ref in weakref.getweakrefs(value))
 
 
 def _count_holders() -> int:
@@ -233,19 +287,23 @@ def _count_holders() -> int:
     holder = Holder()
     holder.value = object()  # type: ignore[attr-defined]
     values = [holder.value]  # type: ignore[attr-defined]
-    return sys.getrefcount(values[0])
+    # Counted in the way that it is asked.
+    return max(map(sys.getrefcount, values))
 
 
 _HOLDERS = _count_holders()
+_is_weak = operator.attrgetter("aval.weak_type")
 
 
-def _own_value(variable: keras.Variable) -> Any:
-    """A variable's value, whose dtype is its own: beside a weak one, as a number gives, the program would be another."""
-    value = private.own_value(variable)
-    if value.weak_type:
-        value = jax.lax.convert_element_type(value, value.dtype)
-        private.put(variable, value)
-    return value
+def _own_values(variables: list[keras.Variable]) -> list[Any]:
+    """The variables' values, whose dtypes are their own: with a weak one, as a number gives, the program would be another."""
+    values = list(map(private.own, variables))
+    if any(map(_is_weak, values)):
+        for i, value in enumerate(values):
+            if value.aval.weak_type:
+                values[i] = jax.lax.convert_element_type(value, value.dtype)
+                private.put(variables[i], values[i])
+    return values
 
 
 def _placeholder(variable: keras.Variable) -> Any:

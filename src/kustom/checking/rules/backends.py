@@ -1,0 +1,261 @@
+"""Family B: a part runs, on every backend, with the same numbers.
+
+That it runs here at all is what nearly everything else waits on. Whether a failure is the part's or that of the inputs
+which were made for it is told by what is raised: a name or attribute that there is not, or a call with arguments that it
+does not take, is of the part whatever it is given.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from kustom.checking import calls, steadiness
+from kustom.checking.finding import Measured, Undecided, shown
+from kustom.checking.processes import POOL
+from kustom.checking.rules import rule
+from kustom.checking.subjects import Subject
+from kustom.errors import SubjectError
+
+_OF_THE_PART = (NameError, AttributeError, NotImplementedError, RecursionError, ImportError)
+_WRONG_CALLS = ("argument", "__jax_array__", "object is not callable")
+
+
+KINDS = ("loss", "metric", "layer", "model", "activation", "initializer", "regularizer", "constraint")
+
+
+@rule(
+    "B601",
+    kinds=KINDS,
+    asserts="It runs on every installed backend.",
+    why="A part that calls one backend's functions, or a name that there is not, fails for everybody else, at the first call.",
+    example="""
+        def my_positive_weights(w):
+            return tf.where(w < 0, tf.zeros_like(w), w)
+    """,
+    mend="Call keras.ops, which every backend has.",
+    where="every backend",
+)
+def runs_on_every_backend(subject: Subject, backend: str) -> Iterator[Measured | Undecided]:
+    """It is called with the inputs that were given or found, here and in a process of each other backend."""
+    if backend == keras.backend.backend():
+        yield from _runs_here(subject)
+        return
+    answer = subject.once(f"on {backend}", lambda: _elsewhere(subject, backend))
+    if isinstance(answer, str):
+        yield Undecided(answer)
+    elif answer.broken:
+        yield Undecided(answer.broken)
+    elif answer.error:
+        yield Measured(
+            f"it runs on {keras.backend.backend()} and fails on {backend}: {answer.error}",
+            got=answer.error,
+            expected="a result",
+            place=answer.place,
+            reproducer=f"# KERAS_BACKEND={backend} python\n" + subject.reproducer("part(...)"),
+        )
+
+
+@rule(
+    "B602",
+    kinds=KINDS,
+    asserts="The same weights and inputs give the same outputs on every backend.",
+    why="A model trained on one backend would be another model on the next.",
+    example="""
+        def my_std(x):
+            return torch.std(x) if keras.backend.backend() == "torch" else keras.ops.std(x)
+    """,
+    mend="Call keras.ops, whose functions agree; give what differs (an epsilon, a degree of freedom, a rounding) explicitly.",
+    needs=("B601",),
+    where="every backend",
+)
+def agrees_on_every_backend(subject: Subject, backend: str) -> Iterator[Measured | Undecided]:
+    """The outputs elsewhere are those here, within what float32 allows for numbers that are rounded on the way."""
+    here = keras.backend.backend()
+    if backend == here:
+        return
+    answer = subject.once(f"on {backend}", lambda: _elsewhere(subject, backend))
+    if isinstance(answer, str):
+        yield Undecided(answer)
+        return
+    if answer.broken or answer.error:
+        yield Undecided(f"it does not run on {backend}: see B601")
+        return
+    args = subject.inputs.arguments()
+    if "shapes" in answer.value:
+        yield Measured(f"its weights have the shapes {answer.value['shapes']} on {backend}, others than on {here}")
+        return
+    if subject.once("draws", lambda: steadiness.draws(subject)):
+        yield Undecided("it draws random numbers, which are each backend's own")
+        return
+    ours, allowed = subject.once("steady", lambda: steadiness.outputs_and_noise(subject, args))
+    theirs = answer.value["outputs"]
+    if len(ours) != len(theirs):
+        yield Measured(f"it gives {len(theirs)} outputs on {backend} and {len(ours)} on {here}")
+        return
+    for mine, other, noise in zip(ours, theirs, allowed, strict=True):
+        mine, other = np.asarray(mine), np.asarray(other)
+        if mine.shape != other.shape:
+            yield Measured(f"the output has the shape {other.shape} on {backend} and {mine.shape} on {here}")
+            return
+        if mine.dtype.kind not in "fiub" or not mine.size:
+            continue
+        apart = np.abs(mine.astype("float64") - other.astype("float64"))
+        apart = np.where((mine == other) | (np.isnan(mine) & np.isnan(other)), 0.0, apart)
+        if not np.all(apart <= noise):
+            at = int(np.argmax(np.where(np.isnan(apart), np.inf, apart) - noise))
+            yield Measured(
+                f"the output is {shown(float(other.flat[at]))} on {backend} and {shown(float(mine.flat[at]))} on {here}",
+                got=shown(float(other.flat[at])),
+                expected=f"{shown(float(mine.flat[at]))}, give or take {noise.flat[at]:.1e}",
+                reproducer=subject.reproducer("print(part(...))  # on each backend"),
+            )
+            return
+
+
+@rule(
+    "B603",
+    kinds=("loss", "metric", "layer", "model", "activation", "regularizer", "constraint"),
+    asserts="It takes tensors, NumPy arrays and Variables alike.",
+    why="Keras hands a constraint or a regularizer a Variable, a user an array; on JAX a Variable in plain operations raises.",
+    example="""
+        class UnitNorm(keras.constraints.Constraint):
+            def __call__(self, w):
+                return w.at[0].set(0.0)
+    """,
+    mend="Begin with x = keras.ops.convert_to_tensor(x), and compute with keras.ops.",
+    needs=("B601",),
+)
+def takes_arrays_and_variables(subject: Subject) -> Iterator[Measured | Undecided]:
+    """The result for an array and for a Variable is that for a tensor."""
+    args = subject.inputs.arguments()
+    if any(not isinstance(x, np.ndarray) or x.dtype.kind != "f" for x in args[-1:]):
+        return
+    reference = _given(subject, calls.tensors(args))
+    # Keras makes tensors of what a layer, loss or metric is given; of a Variable it does not, and nobody gives one to them.
+    forms = {"a NumPy array": lambda x: x}
+    if subject.kind in ("regularizer", "constraint"):
+        forms = {"a Variable": lambda x: keras.Variable(x), **forms}
+    for name, form in forms.items():
+        if subject.kind == "activation" or (subject.is_function and subject.kind in ("loss", "metric")):
+            # Only ever called by Keras, with tensors.
+            continue
+        try:
+            got = _given(subject, tuple(form(x) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x for x in args))
+        except Exception as error:
+            # Whatever a part raises.
+            yield failed(subject, error, f"it fails when given {name}", args)
+            continue
+        if not calls.same(reference, got):
+            _, a, b = calls.worst(reference, got)
+            yield Measured(f"it gives {shown(b)} for {name}, and {shown(a)} for a tensor", got=shown(b), expected=shown(a))
+
+
+def _given(subject: Subject, args: tuple[Any, ...]) -> Any:
+    instance = subject.instance()
+    if subject.kind == "metric":
+        instance.reset_state()
+        calls.update(instance, *args)
+        return calls.arrays(instance.result())
+    return calls.arrays(instance(*args, **calls.training_of(subject)) if subject.kind in ("layer", "model") else instance(*args))
+
+
+def _elsewhere(subject: Subject, backend: str) -> Any:
+    """The answers of all other backends, asked side by side; that of one of them. Text where none could be asked."""
+    others = [name for name in POOL.backends if name != keras.backend.backend()]
+    try:
+        recipe = subject.making.recipe()
+    except SubjectError as error:
+        return str(error)
+    except Exception as error:
+        # Whatever a config raises: C101 and C102 say so.
+        return f"its config fails: {one_line(error)}"
+    args = subject.inputs.arguments()
+    weights = None
+    if subject.kind in ("layer", "model"):
+        calls.call(subject, subject.instance(), *args)
+        weights = calls.float_weights(subject.instance())
+    for name in others:
+        POOL.send(name, "outputs", recipe, args=args, weights=weights)
+    for name in others:
+        subject.known[f"on {name}"] = POOL.receive(name)
+    return subject.known[f"on {backend}"]
+
+
+def _runs_here(subject: Subject) -> Iterator[Measured | Undecided]:
+    try:
+        instance = subject.instance()
+    except SubjectError as error:
+        yield Undecided(str(error))
+        return
+    except Exception as error:
+        # Whatever a constructor raises.
+        yield failed(subject, error, "it cannot be made")
+        return
+    try:
+        args = subject.inputs.arguments()
+    except SubjectError as error:
+        yield from _without_inputs(subject, error)
+        return
+    try:
+        calls.call(subject, instance, *args)
+    except Exception as error:
+        # As above.
+        if subject.inputs.user_given or subject.kind not in ("loss", "metric", "layer", "model") or of_the_part(error):
+            yield failed(subject, error, "it fails when called", args)
+        else:
+            yield Undecided(f"the inputs made for it are refused: {one_line(error)}; give inputs=")
+
+
+def _without_inputs(subject: Subject, why: SubjectError) -> Iterator[Measured | Undecided]:
+    # The first are the likeliest inputs; the later ones may be wrong for it in ways of their own.
+    first = subject.inputs.failures[0] if subject.inputs.failures else None
+    if first is not None and of_the_part(first[1]):
+        yield failed(subject, first[1], f"it fails when called with {first[0]}")
+        return
+    failures = subject.inputs.failures
+    tried = f" (tried {len(failures)}; the first: {one_line(failures[0][1])})" if failures else ""
+    yield Undecided(f"{why}{tried}")
+
+
+def of_the_part(error: BaseException) -> bool:
+    """Whether an error is the part's whatever it was called with."""
+    if isinstance(error, _OF_THE_PART):
+        return True
+    return isinstance(error, TypeError) and any(text in str(error) for text in _WRONG_CALLS)
+
+
+def failed(subject: Subject, error: BaseException, what: str, args: tuple[Any, ...] = ()) -> Measured:
+    """The finding that an exception is."""
+    place = line_of(error)
+    return Measured(
+        f"{what}: {one_line(error)}",
+        input=", ".join(f"{shown(getattr(x, 'shape', x))}" for x in args if not isinstance(x, list)),
+        got=one_line(error),
+        expected="a result",
+        place=place,
+        reproducer=subject.reproducer(
+            "part(...)" if not args else f"part({', '.join(f'x{i}' for i in range(len(args)))})",
+            inputs={f"x{i}": x for i, x in enumerate(args) if hasattr(x, "dtype")},
+        ),
+    )
+
+
+def line_of(error: BaseException) -> str:
+    """`file:line` of the last of the user's own lines in a traceback."""
+    ours = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(ours) and "site-packages" not in frame.filename and "<" not in frame.filename:
+            return f"{frame.filename}:{frame.lineno}"
+    return ""
+
+
+def one_line(error: BaseException) -> str:
+    """An exception, on one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}"

@@ -1,0 +1,209 @@
+"""Family T, compiled: what a part computes and remembers is the same when its call is traced once and run many times."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kustom.backends import keras as private
+from kustom.checking import calls, doubles, holding, steadiness
+from kustom.checking.finding import Measured, Undecided, shown
+from kustom.checking.processes import POOL
+from kustom.checking.rules import rule
+from kustom.checking.rules.backends import failed
+from kustom.checking.subjects import Subject
+from kustom.errors import EagerWarning, SubjectError, TracerWarning
+from kustom.training.function import function
+
+
+@rule(
+    "T404",
+    kinds=("loss", "layer", "model", "activation", "regularizer", "constraint"),
+    asserts="Compiled it gives what it gives eagerly.",
+    why="fit compiles: what needs a tensor's value to go on fails there, or is frozen at the first batch's.",
+    example="""
+        def call(self, x):
+            if keras.ops.max(x) > 1:
+                return x / keras.ops.max(x)
+            return x
+    """,
+    mend="Choose by keras.ops.where or keras.ops.cond; make no NumPy array of a tensor on the way.",
+    needs=("B601",),
+    variants=("compiled",),
+)
+def compiled_is_eager(subject: Subject, variant: str) -> Iterator[Measured | Undecided]:
+    """By `kustom.function`, twice: once traced, and once for other numbers."""
+    if subject.once("draws", lambda: steadiness.draws(subject)):
+        yield Undecided("it draws random numbers, which a backend draws otherwise when it compiles")
+        return
+    part = subject.instance()
+    compiled = function(lambda *args: calls.call_on_tensors(subject, part, args))
+    rng = subject.rng("T404")
+    for _ in range(2):
+        args = subject.inputs.arguments(rng=rng)
+        expected, allowed = steadiness.outputs_and_noise(subject, args)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            try:
+                got = [np.asarray(y) for y in calls.flat(calls.arrays(compiled(*calls.tensors(args))))]
+            except Exception as error:
+                # Whatever it raises while it is traced.
+                yield failed(subject, error, "it cannot be compiled")
+                return
+        refused = [w for w in said if issubclass(w.category, EagerWarning | TracerWarning)]
+        if refused:
+            text = " ".join(str(refused[0].message).split())
+            yield Measured(
+                f"it cannot be compiled: {text[:160]}", got=text[:300], expected="a program", reproducer=_compile(subject)
+            )
+            return
+        for y, right, noise in zip(got, expected, allowed, strict=True):
+            if y.shape != right.shape or (y.dtype.kind in "fiu" and not np.all(_apart(y, right) <= noise)):
+                _, a, b = calls.worst(right, y)
+                message = f"compiled it gives {shown(b)}, eagerly {shown(a)}"
+                yield Measured(message, got=shown(b), expected=shown(a), reproducer=_compile(subject))
+                return
+
+
+def _apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(a.astype("float64") - b.astype("float64"))
+    return np.where((a == b) | (np.isnan(a.astype("float64")) & np.isnan(b.astype("float64"))), 0.0, apart)
+
+
+def _compile(subject: Subject) -> str:
+    return subject.reproducer("import kustom; print(kustom.function(lambda x: part(x))(x) - part(x))")
+
+
+@rule(
+    "T405",
+    kinds=("layer", "model"),
+    asserts="State that its call writes survives compilation.",
+    why="A Python attribute is written when the step is traced, once; after that the program runs without it.",
+    example="""
+        def call(self, x):
+            self.calls += 1                       # 1, after a thousand steps
+            return x
+    """,
+    mend="Keep state in a variable: self.calls = self.add_weight(shape=(), trainable=False), and self.calls.assign_add(1).",
+    needs=("B601", "T402"),
+)
+def state_survives_compilation(subject: Subject) -> Iterator[Measured | Undecided]:
+    """What a third call writes into attributes that are no variables; and variables, eager beside compiled."""
+    args = subject.inputs.arguments()
+    part = doubles.copy_or_itself(subject)
+    mode = {"training": True} if private.takes_training(part) else {}
+    for _ in range(2):
+        part(*calls.tensors(args), **mode)
+    before = _attributes(part)
+    part(*calls.tensors(args), **mode)
+    after = _attributes(part)
+    for name, value in after.items():
+        if name not in before or not _alike(before[name], value):
+            yield Measured(
+                f"its call writes the attribute {name}, which is no variable",
+                got=f"{shown(before.get(name))}, then {shown(value)}",
+                expected="a variable",
+                reproducer=subject.reproducer(f"part(x); print(part.{name}); part(x); print(part.{name})"),
+            )
+            return
+    if subject.once("draws", lambda: steadiness.draws(subject)) or not part.non_trainable_variables:
+        return
+    other = doubles.copy_or_itself(subject)
+    if other is part:
+        return
+    calls.call(subject, other, *args)
+    floats = [v for v in part.variables if calls.is_floating(v)]
+    for mine, theirs in zip(floats, [v for v in other.variables if calls.is_floating(v)], strict=True):
+        theirs.assign(mine)
+    step = function(lambda *given: other(*given, **mode))
+    for _ in range(2):
+        part(*calls.tensors(args), **mode)
+        step(*calls.tensors(args))
+    ours, theirs = calls.float_weights(part), calls.float_weights(other)
+    if not calls.same(ours, theirs, units=4096.0):
+        _, a, b = calls.worst(ours, theirs)
+        message = f"after two compiled calls its state is {shown(b)}, after eager ones {shown(a)}"
+        yield Measured(message, got=shown(b), expected=shown(a))
+
+
+def _attributes(part: Any) -> dict[str, Any]:
+    """Numbers, text, lists of them and tensors in the attributes of a layer and those below it."""
+    found = {}
+    for layer in [part, *private.descendants(part)]:
+        for name, value in list(vars(layer).items()):
+            if private.is_internal(layer, name) or name.startswith("_"):
+                continue
+            where = name if layer is part else f"{layer.name}.{name}"
+            if ops.is_tensor(value):
+                found[where] = np.array(ops.convert_to_numpy(value))
+            elif isinstance(value, int | float | str | bool):
+                found[where] = value
+            elif isinstance(value, list) and not any(_is_tracked(each) for each in value):
+                found[where] = len(value)
+    return found
+
+
+def _is_tracked(each: Any) -> bool:
+    return hasattr(each, "variables") or isinstance(each, keras.Variable)
+
+
+def _alike(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a.shape == b.shape and np.array_equal(a, b)
+    return type(a) is type(b) and a == b
+
+
+@rule(
+    "M508",
+    kinds=("layer", "model"),
+    asserts="A metric that it updates inside call works in fit, on every backend.",
+    why="On JAX Keras does not hand a layer's metrics to its compiled step: fit fails, or the metric stays where it was.",
+    example="""
+        def call(self, x):
+            self.seen.update_state(keras.ops.mean(x))
+            return x
+    """,
+    mend="Keep a non-trainable weight instead, or update the metric in compute_metrics; a layer made with kustom.part may do it.",
+    needs=("B601",),
+)
+def metrics_in_call_work(subject: Subject) -> Iterator[Measured | Undecided]:
+    """Trained for two batches, here and elsewhere, if a call changes the variables of a metric."""
+    args = subject.inputs.arguments()
+    part = doubles.copy_or_itself(subject)
+    calls.call(subject, part, *args)
+    metrics = [m for layer in [part, *private.descendants(part)] for m in private.metrics_of(layer)]
+    before = [calls.arrays(v) for m in metrics for v in m.variables]
+    calls.call(subject, part, *args)
+    if calls.same(before, [calls.arrays(v) for m in metrics for v in m.variables], units=0.0):
+        return
+    try:
+        got = holding.trained(subject, doubles.copy_or_itself(subject), args)
+    except Exception as error:
+        # Whatever fit raises.
+        yield failed(subject, error, f"fit fails on {keras.backend.backend()} where call updates a metric")
+        return
+    if not got["metrics"]:
+        yield Measured("the metric that call updates is not changed by fit", got="unchanged", expected="updated")
+        return
+    try:
+        recipe = subject.making.recipe()
+    except SubjectError as error:
+        yield Undecided(str(error))
+        return
+    for name in POOL.backends[1:]:
+        answer = POOL.ask(name, "trained", recipe, args=args)
+        if answer.broken:
+            yield Undecided(answer.broken)
+        elif answer.error:
+            yield Measured(
+                f"fit fails on {name} where call updates a metric: {answer.error}",
+                got=answer.error,
+                expected="the metric, updated",
+                place=answer.place,
+            )

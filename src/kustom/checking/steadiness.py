@@ -1,0 +1,85 @@
+"""What may be expected of a part's numbers: whether it draws them, and how far rounding alone moves them.
+
+A tolerance here is measured, not chosen: the inputs and weights are moved by a rounding of the precision in question, and
+what the outputs do then is what that precision allows them. An ill-conditioned formula is allowed more, a plain one little.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from kustom.checking import calls
+
+__all__ = ["EPSILON", "draws", "outputs_and_noise", "rounded"]
+
+EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+TRIALS = 6
+
+
+def draws(subject: Any) -> bool:
+    """Whether two calls on the same inputs differ, or differ under another seed of Keras's own."""
+    if subject.tagged("nondeterministic"):
+        return True
+    try:
+        args = subject.inputs.arguments()
+        instance = subject.instance()
+        keras.utils.set_random_seed(1)
+        first = calls.outputs_of(subject, instance, *args)
+        second = calls.outputs_of(subject, instance, *args)
+        keras.utils.set_random_seed(2)
+        third = calls.outputs_of(subject, instance, *args)
+        drawn = not (_equal(first, second) and _equal(first, third))
+        if subject.kind == "initializer" and not drawn:
+            # One that repeats itself by its own seed draws all the same: a constant has the same values everywhere.
+            other = calls.outputs_of(subject, instance, (7, 5), "float32")
+            drawn = any(np.unique(x).size > 0.5 * x.size for x in other)
+        return drawn
+    finally:
+        keras.utils.set_random_seed(int(subject.rng("draws").integers(0, 2**31)))
+
+
+def _equal(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
+    return all(x.shape == y.shape and np.array_equal(x, y, equal_nan=x.dtype.kind == "f") for x, y in zip(a, b, strict=True))
+
+
+def outputs_and_noise(subject: Any, args: tuple[Any, ...], dtype: str = "float32") -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """A part's outputs, and how far each entry of them may be off in a precision."""
+    rng = subject.rng("steadiness")
+    instance = subject.instance()
+    outputs = calls.outputs_of(subject, instance, *args)
+    epsilon = EPSILON[dtype]
+    seen = [np.zeros(x.shape) for x in outputs]
+    variables = (
+        [v for v in getattr(instance, "variables", []) if calls.is_floating(v)] if subject.kind in ("layer", "model") else []
+    )
+    held = [np.asarray(calls.arrays(v)) for v in variables]
+    for _ in range(TRIALS):
+        for variable, value in zip(variables, held, strict=True):
+            variable.assign((value * (1 + epsilon * rng.choice([-1.0, 1.0], value.shape))).astype(value.dtype))
+        other = calls.outputs_of(subject, instance, *calls.mapped(lambda x: rounded(x, epsilon, rng), args))
+        for sofar, x, y in zip(seen, outputs, other, strict=True):
+            if x.dtype.kind == "f" and x.shape == y.shape:
+                with np.errstate(invalid="ignore"):
+                    apart = np.abs(x.astype("float64") - y.astype("float64"))
+                np.maximum(sofar, np.where(np.isfinite(apart), apart, 0.0), out=sofar)
+    for variable, value in zip(variables, held, strict=True):
+        variable.assign(value)
+    allowed = []
+    for sofar, x in zip(seen, outputs, strict=True):
+        size = np.abs(x.astype("float64")) if x.dtype.kind == "f" else np.zeros(x.shape)
+        typical = float(np.sqrt(np.mean(np.where(np.isfinite(size), size, 0.0) ** 2))) if x.size else 0.0
+        largest = float(np.max(sofar, initial=0.0))
+        # What cancels is lost in proportion to what was summed, of which the outputs' common size is the trace.
+        allowed.append(8 * sofar + 2 * largest + 16 * epsilon * (size + typical) + 1e-30)
+    return outputs, allowed
+
+
+def rounded(x: Any, epsilon: float, rng: np.random.Generator) -> Any:
+    """Floating numbers, each moved by a rounding up or down."""
+    x = np.asarray(x) if not isinstance(x, str | type(None)) else x
+    if not isinstance(x, np.ndarray) or x.dtype.kind != "f":
+        return x
+    return (x * (1 + epsilon * rng.choice([-1.0, 1.0], x.shape))).astype(x.dtype)

@@ -1,0 +1,93 @@
+"""Run in a process of its own, for a backend: makes parts from recipes, loads models, and answers with arrays.
+
+It reads a request a line from its standard input and writes an answer a line to what was its standard output; what a part
+prints goes to the standard error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from kustom.checking import calls, holding
+from kustom.checking.making import import_module, import_part, packed, unpacked
+from kustom.checking.rules.backends import line_of, of_the_part, one_line
+from kustom.checking.rules.shapes import symbolic_shapes
+from kustom.checking.subjects import Subject, declaration
+
+
+def subject_of(recipe: dict[str, Any]) -> Subject:
+    """The subject that a recipe describes."""
+    named = import_part(recipe)
+    if "config" in recipe:
+        return Subject(keras.saving.deserialize_keras_object(recipe["config"]), kind=recipe["kind"])
+    example = None
+    if "example" in recipe:
+        declared = declaration(named)["examples"]
+        example = (declared if isinstance(declared, list | tuple) else [declared])[recipe["example"]]
+    return Subject(named, kind=recipe["kind"], example=example)
+
+
+def outputs(recipe: dict[str, Any], args: tuple[Any, ...], weights: list[Any] | None = None) -> Any:
+    """What the part gives for these arguments, with these weights."""
+    subject = subject_of(recipe)
+    instance = subject.instance()
+    made = calls.call(subject, instance, *args)
+    if weights is not None:
+        variables = [v for v in instance.variables if calls.is_floating(v)]
+        if [tuple(v.shape) for v in variables] != [w.shape for w in weights]:
+            return {"shapes": [tuple(v.shape) for v in variables]}
+        for variable, weight in zip(variables, weights, strict=True):
+            variable.assign(weight)
+        made = calls.call(subject, instance, *args)
+    return {"outputs": calls.flat(calls.arrays(made))}
+
+
+def loaded(recipe: dict[str, Any], path: str, args: tuple[Any, ...]) -> Any:
+    """What the model in a file does."""
+    import_module(recipe)
+    model: Any = keras.saving.load_model(path)
+    return holding.deeds(model, recipe["kind"], args)
+
+
+def symbolic(recipe: dict[str, Any], args: tuple[Any, ...]) -> Any:
+    """The shapes of the part's outputs for symbolic inputs; where it does not run at all, nothing."""
+    subject = subject_of(recipe)
+    return symbolic_shapes(subject, subject.instance(), args)
+
+
+def trained(recipe: dict[str, Any], args: tuple[Any, ...]) -> Any:
+    """What fit does with a model that holds the part."""
+    subject = subject_of(recipe)
+    return holding.trained(subject, subject.instance(), args)
+
+
+OPERATIONS: dict[str, Callable[..., Any]] = {"outputs": outputs, "loaded": loaded, "symbolic": symbolic, "trained": trained}
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Do what is asked for."""
+    operation = OPERATIONS[request.pop("operation")]
+    keras.utils.set_random_seed(0)
+    try:
+        return {"value": operation(**request)}
+    except Exception as error:
+        # Whatever the part raises is the answer.
+        return {"error": one_line(error), "place": line_of(error), "own": of_the_part(error)}
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        out.write((packed(answer(unpacked(line))) + "\n").encode())
+        out.flush()
+
+
+if __name__ == "__main__":
+    main()

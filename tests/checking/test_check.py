@@ -1,0 +1,107 @@
+"""`kustom.check`: what it takes, what it says, and that one failing check hides no other."""
+
+from __future__ import annotations
+
+import keras
+import pytest
+from keras import ops
+
+import kustom
+from kustom import errors
+from kustom.checking import rules
+from kustom.checking.finding import NotRun
+from kustom.checking.report import Report
+
+
+def misspelt(w):
+    return ops.zeors_like(w)
+
+
+class Units(keras.layers.Layer):
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+
+    def call(self, x):
+        return x * self.units
+
+
+def test_a_part_that_does_not_hold_raises_its_report():
+    with pytest.raises(errors.ConformanceError, match=r"misspelt  B601  .*zeors_like") as caught:
+        kustom.check(misspelt, only="B601")
+    assert [finding.code for finding in caught.value.report.findings] == ["B601"]
+    assert caught.value.report.findings[0].place.endswith(f"test_check.py:{misspelt.__code__.co_firstlineno + 1}")
+
+
+def test_a_report_can_be_had_whatever_it_says():
+    report = kustom.check(misspelt, only="B601", on_fail=None)
+    assert not report.ok
+    assert [outcome.code for outcome in report] == ["B601"]
+    assert "zeors_like" in report._repr_html_()
+    again = Report.from_json(report.to_json())
+    assert str(again) == str(report)
+
+
+def test_what_is_no_part_is_refused():
+    with pytest.raises(errors.SubjectError, match="int is no Keras part"):
+        kustom.check(3)
+    with pytest.raises(errors.UsageError, match="'G999' is no code of a rule"):
+        kustom.check(misspelt, only="G999")
+    with pytest.raises(errors.UsageError, match="on_fail is 'raise' or None"):
+        kustom.check(misspelt, on_fail="warn")
+
+
+def test_a_class_that_needs_arguments_says_how_it_is_made():
+    assert "Units needs units" in str(kustom.check(Units, only="B601", on_fail=None))
+
+    class Declared(Units):
+        __kustom__ = {"examples": [{"settings": {"units": 3}}, lambda: Declared(4)]}  # noqa: RUF012
+
+    report = kustom.check(Declared, only="B601")
+    assert [outcome.part for outcome in report] == ["Declared-1", "Declared-2"]
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        [],
+        {"example": []},
+        {"tags": {"couples": True}},
+        {"tags": {"couples_batch": "yes"}},
+        {"expected_failures": {"B601": ""}},
+        {"examples": [{"setting": {}}]},
+        {"examples": [3]},
+        {"kind": "lossy"},
+    ],
+    ids=str,
+)
+def test_what_a_part_says_of_itself_is_checked(declared):
+    cls = type("Wrong", (Units,), {"__kustom__": declared})
+    with pytest.raises(errors.SubjectError):
+        kustom.check(cls, only="B601")
+
+
+def test_an_expected_failure_has_its_reason_and_one_that_passes_is_reported():
+    report = kustom.check(misspelt, only="B601", expected_failures={"B601": "shown in the tests"})
+    assert report.ok
+    assert "(expected: shown in the tests)" in str(report)
+    report = kustom.check(ops.softplus, only="B601", expected_failures={"B601": "of old"})
+    assert [passed.after_all for passed in report.passed_after_all] == ["of old"]
+    assert "passed, though expected to fail: of old" in str(report)
+
+
+def test_every_rule_explains_itself():
+    for code, rule in rules.load().items():
+        assert rule.family in rules.FAMILIES
+        assert code[1:].isdigit()
+        for text in (rule.asserts, rule.why, rule.mend):
+            assert text.endswith(".")
+        assert rule.example
+        assert all(needed in rules.RULES for needed in rule.needs)
+        assert rule.where in rules.WHERE
+
+
+def test_what_depends_on_a_check_that_failed_is_not_run():
+    report = kustom.check(misspelt, on_fail=None)
+    waiting = [outcome for outcome in report if isinstance(outcome, NotRun)]
+    assert all("B601" in outcome.waits_on for outcome in waiting)
