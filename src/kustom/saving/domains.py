@@ -12,7 +12,7 @@ import keras
 
 from kustom.backends import keras as private
 
-__all__ = ["inputs_of"]
+__all__ = ["inputs_of", "symbolic"]
 
 _ROWS = 2
 # The sizes to try for a free axis.
@@ -44,6 +44,15 @@ def inputs_of(model: Any, free: int) -> Any | None:
     descendants = [layer for layer in private.descendants(model) if layer is not model]
     counter = iter(range(1_000_000))
     return _of_shapes(shapes, lambda shape: _rule(shape, None, descendants, free, next(counter)))
+
+
+def symbolic(rules: Any) -> Any:
+    """Symbolic tensors of the shapes and dtypes of an input, in its structure."""
+    if isinstance(rules, dict) and "shape" in rules and "dtype" in rules:
+        return keras.KerasTensor(rules["shape"], rules["dtype"])
+    if isinstance(rules, dict):
+        return {key: symbolic(item) for key, item in rules.items()}
+    return type(rules)(symbolic(item) for item in rules)
 
 
 def _symbolic_inputs(model: Any) -> Any | None:

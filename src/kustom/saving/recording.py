@@ -53,6 +53,7 @@ def input_of(model: Any, example: Any) -> tuple[Any, str | None]:
     if not model.built:
         return None, "the model is not built"
     why = "nothing tells what it takes"
+    possible = None
     for free in domains.FREE:
         rules = domains.inputs_of(model, free)
         if rules is None:
@@ -63,15 +64,30 @@ def input_of(model: Any, example: Any) -> tuple[Any, str | None]:
         except _REFUSALS as error:
             why = f"it refuses an input that was made up: {_first_line(error)}"
             continue
-        if any(_says_something(array) for _, array in given):
+        if not any(_says_something(array) for _, array in given):
+            why = "of an input that was made up it makes nothing, or no numbers"
+            continue
+        if rules == domains.inputs_of(model, free + 1) or _leaves_something(model, rules):
             return entry, None
-        why = "of an input that was made up it makes nothing, or no numbers"
-    return None, why
+        possible = possible or entry
+    return possible, None if possible else why
+
+
+def _leaves_something(model: Any, rules: Any) -> bool:
+    """Whether each layer has something left of an input.
+
+    Some backends let convolutions use up an input, and compute with memory that nobody wrote; Keras's shapes tell.
+    """
+    try:
+        model.compute_output_spec(domains.symbolic(rules))
+    except _REFUSALS:
+        return False
+    return True
 
 
 def _says_something(array: np.ndarray) -> bool:
-    """Whether there is anything in an output: some backends let convolutions use up an input, and what is left is empty."""
-    return array.size > 0 and (array.dtype.kind not in "fV" or bool(np.isfinite(array.astype("float64")).any()))
+    """Whether there is anything in an output; the largest of nothing is infinite, or the lowest of all numbers."""
+    return array.size > 0 and (array.dtype.kind not in "fV" or bool((np.abs(array.astype("float64")) < 1e38).any()))
 
 
 def _first_line(error: Exception) -> str:
