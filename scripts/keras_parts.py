@@ -108,7 +108,7 @@ OWN_FIELDS = {
     "IntegerLookup": {"vocabulary": "vocabulary"},
     "FeatureDistillation": {"loss": "loss"},
     "LogitsDistillation": {"loss": "loss"},
-    "OptimizerMap": {"optimizers": "optimizer"},
+    "OptimizerMap": {"optimizer_map": "optimizer"},
     "MultiOptimizer": {"optimizers": "optimizer"},
     "Constant": {"value": "data"},
     "Cast": {"dtype": "data"},
