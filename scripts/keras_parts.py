@@ -109,6 +109,7 @@ OWN_FIELDS = {
     "FeatureDistillation": {"loss": "loss"},
     "LogitsDistillation": {"loss": "loss"},
     "OptimizerMap": {"optimizers": "optimizer", "optimizer_map": "optimizer"},
+    "OptimizerMap": {"optimizer_map": "optimizer"},
     "MultiOptimizer": {"optimizers": "optimizer"},
     "Constant": {"value": "data"},
     "Cast": {"dtype": "data"},

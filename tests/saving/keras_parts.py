@@ -91,6 +91,7 @@ def special() -> dict[str, Any]:
     }
     if hasattr(keras.optimizers, "MultiOptimizer"):
         by_name = keras.optimizers.OptimizerMap(keras.optimizers.SGD())
+        by_name["one/.*"] = keras.optimizers.Adam()
         made["keras.optimizers.OptimizerMap"] = lambda: by_name
         made["keras.optimizers.MultiOptimizer"] = lambda: keras.optimizers.MultiOptimizer(by_name)
     return made

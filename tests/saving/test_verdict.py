@@ -16,6 +16,7 @@ import pytest
 
 import kustom
 from kustom import errors
+from kustom.backends import keras as private
 from kustom.saving import archive, graph
 from kustom.saving.limits import Limits
 from kustom.saving.verdict import judge
@@ -192,6 +193,17 @@ def test_what_derives_from_keras_keeps_its_dangers():
     assert not judge({**lookup, "config": {"vocabulary": ["a", "b"]}}, registered=registered()).anomalies
     with pytest.raises(errors.UnsafeFileError, match="derives from a part of Keras's that is never loaded"):
         judge(part(__name__, "Running", {"function": None}, "verdict>Running"), registered=registered()).hold()
+
+
+@keras.saving.register_keras_serializable("verdict")
+class Tower(private.Functional):
+    pass
+
+
+def test_a_functional_model_of_ones_own_is_no_graph_of_a_file():
+    inputs = keras.Input((3,))
+    model = Tower(inputs, keras.layers.Dense(2)(inputs))
+    assert not reasons(written(model), registered=registered())
 
 
 @pytest.mark.parametrize(

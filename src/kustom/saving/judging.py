@@ -273,12 +273,14 @@ class Judge:
         if not isinstance(config, dict | None):
             self.corrupt(place, f"the settings of {_full(module, name)} are {config!r:.80}")
         known: dict[str, Any] = {"slots": [slot], "fields": {}, "sizes": []}
-        for entry in bases(obj):
-            if "refused" in entry:
-                self.unsafe(
-                    place,
-                    f"{registered_name[:120]} derives from a part of Keras's that is never loaded from a file: {entry['refused']}",
-                )
+        derived = bases(obj)
+        if derived and "refused" in derived[0]:
+            # What stands further up is what Keras's own part, which is nearer, makes harmless: every functional model is a graph.
+            self.unsafe(
+                place,
+                f"{registered_name[:120]} derives from a part of Keras's that is never loaded from a file: {derived[0]['refused']}",
+            )
+        for entry in derived:
             known["fields"] |= {key: each for key, each in entry.get("fields", {}).items() if each == "vocabulary"}
             known["sizes"] += entry.get("sizes", ())
         self._settings(value, config or {}, known, place, other="any")
