@@ -124,7 +124,7 @@ def test_an_initializer_shows_its_deviation_beside_the_expected():
 
 def test_findings_are_written_below_and_marked_at_their_input():
     figure = kustom.plot(overflowing_softplus, domain=(-10.0, 120.0))
-    assert "N301  the result is inf at x = 100" in figure.get_supxlabel()
+    assert "N301  the result is inf at 100" in figure.get_supxlabel()
     assert any(np.allclose(line.get_xdata(), 100.0) for line in figure.axes[0].lines)
     assert kustom.plot(overflowing_softplus, findings=False).get_supxlabel() == ""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -34,6 +35,8 @@ DRAWN = ("loss", "activation", "regularizer", "initializer", "constraint")
 # Of the curves, and of the points at which differences are taken.
 _POINTS, _DOTS = 401, 41
 _FANS = (256, 128)
+# The input of a finding that stands at one place of the axis.
+_ONE_INPUT = re.compile(r"(?:.*(?:\bat|=) )?(-?\d+(?:\.\d*)?(?:e[+-]?\d+)?)")
 _RED, _GREY = "#c0392b", "#888888"
 
 
@@ -193,7 +196,7 @@ def _both(function: Callable[[Any], Any], x: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _array(x: Any) -> np.ndarray:
-    return np.asarray(ops.convert_to_numpy(ops.cast(x, "float64"))).reshape(-1)
+    return np.asarray(ops.convert_to_numpy(x), "float64").reshape(-1)
 
 
 def _differences(function: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
@@ -273,7 +276,7 @@ def _initializers(figure: Any, subjects: list[Subject], domain: tuple[float, flo
     axes = figure.subplots()
     fan_in, fan_out = _FANS
     expected = {"Glorot": (2 / (fan_in + fan_out)) ** 0.5, "He": (2 / fan_in) ** 0.5}
-    drawn = [ops.convert_to_numpy(ops.cast(subject.instance()(_FANS, dtype="float32"), "float64")).ravel() for subject in subjects]
+    drawn = [_array(subject.instance()(_FANS, dtype="float32")) for subject in subjects]
     reach = max(4 * max(expected.values()), *(float(np.percentile(np.abs(x), 99.9)) for x in drawn))
     low, high = domain or (-reach, reach)
     for subject, x in zip(subjects, drawn, strict=True):
@@ -316,10 +319,8 @@ def _write_findings(figure: Any, subjects: list[Subject]) -> None:
         for finding in run(subject, only=codes).findings:
             found.setdefault(f"{finding.code}  {finding.message}", finding)
     for finding in found.values():
-        try:
-            place = float(finding.input)
-        except ValueError:
-            continue
+        one = _ONE_INPUT.fullmatch(finding.input)
+        place = float(one[1]) if one else np.inf
         for axes in figure.axes:
             low, high = axes.get_xlim()
             if low <= place <= high:
