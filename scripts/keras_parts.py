@@ -108,7 +108,6 @@ OWN_FIELDS = {
     "IntegerLookup": {"vocabulary": "vocabulary"},
     "FeatureDistillation": {"loss": "loss"},
     "LogitsDistillation": {"loss": "loss"},
-    "OptimizerMap": {"optimizers": "optimizer", "optimizer_map": "optimizer"},
     "OptimizerMap": {"optimizer_map": "optimizer"},
     "MultiOptimizer": {"optimizers": "optimizer"},
     "Constant": {"value": "data"},

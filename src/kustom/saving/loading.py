@@ -228,7 +228,11 @@ class _Loading:
                 file=self.file,
                 part=archive.CONFIG,
             )
-        private.initialize(waiting)
+        try:
+            private.initialize(waiting)
+        except Exception as error:
+            # Initializers run here, with what the config gives them.
+            raise self._not_made(error) from error
 
     def _compiled(self, rebuilt: Rebuilt) -> list[Any]:
         return [rebuilt.objects[number] for number, _ in rebuilt.compiles]
