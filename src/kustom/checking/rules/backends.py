@@ -136,6 +136,9 @@ def takes_arrays_and_variables(subject: Subject) -> Iterator[Measured | Undecide
     args = subject.inputs.arguments()
     if any(not isinstance(x, np.ndarray) or x.dtype.kind != "f" for x in args[-1:]):
         return
+    if subject.once("draws", lambda: steadiness.draws(subject)):
+        yield Undecided("it draws random numbers")
+        return
     reference = _given(subject, calls.tensors(args))
     # Keras makes tensors of what a layer, loss or metric is given; of a Variable it does not, and nobody gives one to them.
     forms = {"a NumPy array": lambda x: x}

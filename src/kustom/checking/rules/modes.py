@@ -139,7 +139,6 @@ def randomness_is_seeded(subject: Subject) -> Iterator[Measured | Undecided]:
     args = calls.mapped(lambda x: np.concatenate([x] * 8) if getattr(x, "ndim", 0) else x, args)
     _called(subject, part, args, True)
     states = _states(part)
-    before = [calls.arrays(s) for s in states]
     weights = [calls.arrays(v) for v in part.variables if calls.is_floating(v)]
     first = _called(subject, part, args, True, seed=1)
     after = [calls.arrays(s) for s in states]
@@ -150,10 +149,11 @@ def randomness_is_seeded(subject: Subject) -> Iterator[Measured | Undecided]:
     second = _called(subject, part, args, True, seed=2)
     if _equal(first, second):
         return
-    if not any(not np.array_equal(a, b) for a, b in zip(before, after, strict=True)):
+    # On torch Keras's own generator hands a draw without a seed on to torch's, which set_random_seed sets, too.
+    if not states:
         yield Measured(
-            "two calls in training differ, and no seed generator of its own has moved",
-            got=f"{len(states)} generators, none of them used",
+            "two calls in training differ, and it keeps no seed generator",
+            got="no generator",
             expected="a keras.random.SeedGenerator among its attributes",
             reproducer=subject.reproducer("part(x, training=True)", "print([v.path for v in part.non_trainable_variables])"),
         )

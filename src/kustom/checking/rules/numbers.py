@@ -70,7 +70,7 @@ def _points(subject: Subject) -> Iterator[tuple[str, tuple[Any, ...]]]:
             return
         y_true = subject.inputs.arguments()[0]
         true_domain, pred_domain, _ = subject.inputs.pair_domain()
-        if true_domain == pred_domain == "reals":
+        if true_domain == pred_domain == "reals" and not scale_is_nothing(subject):
             zeros = np.zeros_like(y_true)
             yield "at y_true = y_pred = 0", (zeros, zeros.copy())
             yield "at y_pred = y_true", (y_true, y_true.copy())
@@ -179,10 +179,12 @@ def _lines(subject: Subject) -> Iterator[tuple[Line, Callable[[float], str]]]:
         if not sparse and true_domain == "reals" and columns == 1:
             target = np.zeros((1, 1), "float32")
         step = rng.normal(size=(1, columns)) if columns > 1 else np.ones((1, 1))
+        # Aside of 0, where a direction has no value.
+        aside = rng.normal(size=(1, columns)) if columns > 1 else np.zeros((1, 1))
         yield (
-            lambda t, target=target, step=step: (
+            lambda t, target=target, step=step, aside=aside: (
                 np.repeat(target, len(t), axis=0),
-                _into(pred_domain, t.reshape(-1, 1) * step),
+                _into(pred_domain, t.reshape(-1, 1) * step + aside),
             ),
             lambda t: f"y_pred - y_true = {t:.5g}" if true_domain == "reals" else f"{t:.5g} along a line",
         )

@@ -174,7 +174,7 @@ def _weights_alone(subject: Subject, part: Any, model: keras.Model, args: tuple[
                 self.tail = tail            # a list after loading: (3,) + self.tail fails
     """,
     mend="Make it its type in __init__ (self.tail = tuple(tail), np.asarray(target)), and give its current value in get_config.",
-    needs=("C101",),
+    needs=("C101", "B601"),
 )
 def settings_keep_their_types(subject: Subject) -> Iterator[Measured | Undecided]:
     """Each argument's attribute, before and after a trip through JSON; and one that is changed late."""

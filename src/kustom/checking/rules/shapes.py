@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -172,7 +173,12 @@ def output_has_the_compute_dtype(subject: Subject, name: str) -> Iterator[Measur
     if private.is_functional(subject.instance()):
         yield Undecided("the layers of a functional model each have their own policy")
         return
-    with current().double_precision() if name == "float64" else policy(name):
+    with contextlib.ExitStack() as scopes:
+        if name == "float64":
+            # Keras promotes it to float32 on JAX and torch.
+            scopes.enter_context(current().double_precision())
+            scopes.enter_context(private.wide_floats())
+        scopes.enter_context(policy(name))
         part = doubles.retyped(subject, name)
         if part is subject.instance():
             yield Undecided("no new one could be made")
@@ -181,7 +187,7 @@ def output_has_the_compute_dtype(subject: Subject, name: str) -> Iterator[Measur
             outputs = calls.call(subject, part, *args)
         except Exception as error:
             # A backend without a kernel for the dtype, or a part that mixes dtypes.
-            if current().refuses_mixed_dtypes(error) or "dtype" in str(error):
+            if not _no_kernel(error) and (current().refuses_mixed_dtypes(error) or "dtype" in str(error)):
                 yield failed(subject, error, f"it fails under the policy {name}", args)
             else:
                 yield Undecided(f"it fails under {name}: {one_line(error)}")
