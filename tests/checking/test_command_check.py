@@ -123,7 +123,7 @@ def test_a_package_is_checked_file_by_file_and_its_tests_are_left_out(capsys):
 def test_a_part_can_be_named_with_its_arguments(capsys):
     write(
         "scaled.py",
-        "import keras\n\ndef my_soft(x):\n    return ops.log(ops.exp(x) + 1)\n\ndef other(x):\n    return ops.epx(x)\n",
+        "from keras import ops\n\ndef my_soft(x):\n    return ops.log(ops.exp(x) + 1)\n\ndef other(x):\n    return ops.epx(x)\n",
     )
     for target in ("scaled:my_soft", "scaled.py:my_soft"):
         status, findings = found(capsys, target, "--select", "U,N301")

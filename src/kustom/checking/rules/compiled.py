@@ -139,6 +139,9 @@ def _attributes(part: Any) -> dict[str, Any]:
         for name, value in list(vars(layer).items()):
             if private.is_internal(layer, name) or name.startswith("_"):
                 continue
+            # TensorFlow counts a Variable among its tensors.
+            if isinstance(value, keras.Variable):
+                continue
             where = name if layer is part else f"{layer.name}.{name}"
             if ops.is_tensor(value):
                 found[where] = np.array(ops.convert_to_numpy(value))
