@@ -107,10 +107,11 @@ class _Loading:
         folder = None if isinstance(path, io.IOBase) else os.path.dirname(os.path.realpath(os.fspath(path)))
         if verdict.imports:
             resolving.import_modules(verdict.imports, folder, self.file)
-            # What they registered can be held against its places now.
-            verdict = judge(opened, trust=trust, limits=limits, registered=private.registry())
-            verdict.hold()
         self.parts = resolving.resolve(verdict, trust, self.file)
+        if verdict.imports:
+            # What they have can be held against its places now, and nothing else is taken any more.
+            given = trust if isinstance(trust, Mapping) else ()
+            judge(opened, trust=given, limits=limits, registered=private.registry(), found=self.parts.found).hold()
         self.config = self._config()
         self.places = {place: node["shared_object_id"] for place, node in nodes(self.config) if "shared_object_id" in node}
 
@@ -168,7 +169,7 @@ class _Loading:
         text = text.rpartition("Exception encountered: ")[2]
         wrote, here = self.opened.metadata.get("keras_version"), keras.__version__
         hint = self.parts.nearest(text) + (f" The file was written with Keras {wrote}; this is {here}." if wrote != here else "")
-        return RebuildError(f"{self.parts.last_name(text)}{text[-600:]}{hint}", file=self.file, part=self.parts.last_place(text))
+        return RebuildError(f"{self.parts.last_name(text)}{text[-600:]}{hint}", file=self.file, part=self.parts.last_place())
 
     def _stored(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
