@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import types
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 import kustom
 from kustom import errors
+from kustom.backends import keras as private
 
 FIRST = """
 from os import getpid
@@ -151,6 +153,53 @@ def test_a_class_that_is_registered_nowhere_stands_in_its_own_place_alone(module
     file = packed(keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)]), change)
     with pytest.raises(errors.UnsafeFileError, match=r"first_parts\.Gate, where an initializer was expected"):
         kustom.load(file, trust="first_parts")
+
+
+def in_a_script(x):
+    return 2 * x
+
+
+@pytest.mark.parametrize("named", ["Custom>in_a_script", "in_a_script"])
+def test_a_function_that_keras_would_look_for_in_the_current_folder_is_not(tmp_path, monkeypatch, named):
+    monkeypatch.setattr(in_a_script, "__module__", "__main__")
+    monkeypatch.setitem(private.object_registration.GLOBAL_CUSTOM_OBJECTS, "Custom>in_a_script", in_a_script)
+    (tmp_path / "keras_cv").mkdir()
+    (tmp_path / "keras_cv" / "__init__.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    activation = node("keras_cv", "function", named, "Custom>in_a_script")
+    for _ in range(2):
+        with pytest.raises(errors.UnsafeFileError, match=r"keras_cv.in_a_script is shown, and __main__.in_a_script would be made"):
+            kustom.load(with_activation(activation))
+        assert "keras_cv" not in sys.modules
+    script = types.ModuleType("__main__")
+    script.__file__ = "folder/my_script.py"
+    monkeypatch.setitem(sys.modules, "__main__", script)
+    for home in ("__main__", "builtins", "my_script"):
+        activation["module"] = home
+        assert kustom.load(with_activation(activation)).layers[0].activation is in_a_script
+
+
+@keras.saving.register_keras_serializable("trusted_modules")
+class Asking(keras.layers.Layer):
+    """A layer that has Keras make what stands in its settings as text, where no verdict sees it."""
+
+    def __init__(self, text, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = keras.saving.deserialize_keras_object(json.loads(text))
+
+
+@pytest.mark.parametrize("module", ["keras_cv", "keras_hub.layers", "os", None])
+def test_what_was_not_judged_is_not_looked_for(tmp_path, monkeypatch, module):
+    (tmp_path / "keras_cv").mkdir()
+    (tmp_path / "keras_cv" / "__init__.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    for wanted in (node(module, "Thing", {}, None), node(module, "function", "getpid", "getpid")):
+        layer = node(__name__, "Asking", {"name": "asking", "text": json.dumps(wanted)}, "trusted_modules>Asking")
+        with pytest.raises(errors.RebuildError, match="which was not judged"):
+            kustom.load(with_layer(layer))
+    assert "keras_cv" not in sys.modules
 
 
 def test_a_script_in_a_package_is_not_run(modules):

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeGuard
 from kustom.errors import CorruptFileError, FileError, LimitError, UnsafeFileError
 from kustom.saving import graph, marks, sizes, table
 from kustom.saving.limits import Limits
-from kustom.saving.trusting import Trust, bases, fits
+from kustom.saving.trusting import Trust, bases, fits, script_of
 
 __all__ = ["Custom", "Judge", "Key", "key_of"]
 
@@ -345,7 +345,7 @@ class Judge:
                 place, f"{_full(module, name)} is shown, and {_what(obj)} would be made, registered as {registered_name[:120]!r}"
             )
         shown, real = (module or "__main__").split(".")[0], home.split(".")[0]
-        if shown not in (real, "__main__", "__mp_main__", "builtins") and real not in ("__main__", "__mp_main__"):
+        if shown not in (real, script_of(home), "__main__", "__mp_main__", "builtins"):
             self.unsafe(
                 place, f"{_full(module, name)} is shown, and {_what(obj)} would be made, registered as {registered_name[:120]!r}"
             )
