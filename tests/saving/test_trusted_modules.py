@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import sys
+import tempfile
 import types
 import zipfile
 from collections.abc import Iterator
@@ -106,6 +109,13 @@ def computed(model: Any) -> np.ndarray:
     return keras.ops.convert_to_numpy(model(np.ones((1, 2), "float32")))
 
 
+def tempfile_of(path: Path) -> Any:
+    """A temporary file with the bytes of another, in the same folder."""
+    file = tempfile.NamedTemporaryFile(dir=path.parent)  # noqa: SIM115  (whoever asks for it closes it)
+    file.write(path.read_bytes())
+    return file
+
+
 def test_a_module_gives_the_classes_and_functions_that_it_defines(modules):
     layers = [
         node("first_parts", "Gate", {"name": "gate"}, "Gate"),
@@ -200,6 +210,21 @@ def test_what_was_not_judged_is_not_looked_for(tmp_path, monkeypatch, module):
         with pytest.raises(errors.RebuildError, match="which was not judged"):
             kustom.load(with_layer(layer))
     assert "keras_cv" not in sys.modules
+
+
+@pytest.mark.parametrize("opened", [Path.open, Path, os.fsencode, tempfile_of], ids=["file", "path", "bytes", "temporary"])
+def test_a_module_beside_a_file_is_not_imported_however_the_file_is_opened(tmp_path, monkeypatch, opened):
+    (tmp_path / "beside_parts.py").write_text(FIRST)
+    (tmp_path / "model.keras").write_bytes(with_layer(node("beside_parts", "Gate", {"name": "gate"}, "Gate")).getvalue())
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "beside_parts", raising=False)
+    with contextlib.ExitStack() as stack:
+        source = opened(tmp_path / "model.keras", *(["rb"] if opened is Path.open else []))
+        if hasattr(source, "close"):
+            stack.enter_context(source)
+        with pytest.raises(errors.MissingPartError, match="there is no module 'beside_parts'"):
+            kustom.load(source, trust="beside_parts")
+    assert "beside_parts" not in sys.modules
 
 
 def test_a_script_in_a_package_is_not_run(modules):

@@ -7,7 +7,6 @@ known to fit; then it is compiled; then it computes what it computed when it was
 
 from __future__ import annotations
 
-import io
 import os
 import warnings
 from collections.abc import Iterable, Mapping
@@ -104,9 +103,8 @@ class _Loading:
             manifest.check_format(opened.manifest, self.file)
         verdict = judge(opened, trust=trust, limits=limits, registered=private.registry())
         verdict.hold()
-        folder = None if isinstance(path, io.IOBase) else os.path.dirname(os.path.realpath(os.fspath(path)))
         if verdict.imports:
-            resolving.import_modules(verdict.imports, folder, self.file)
+            resolving.import_modules(verdict.imports, resolving.folder_of(path), self.file)
         self.parts = resolving.resolve(verdict, trust, self.file)
         if verdict.imports:
             # What they have can be held against its places now, and nothing else is taken any more.

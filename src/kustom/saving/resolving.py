@@ -26,7 +26,7 @@ from kustom.saving.judging import Custom, Key, key_of
 from kustom.saving.trusting import Trust
 from kustom.saving.verdict import Verdict
 
-__all__ = ["Parts", "assets", "import_modules", "resolve"]
+__all__ = ["Parts", "assets", "folder_of", "import_modules", "resolve"]
 
 
 class Parts:
@@ -81,6 +81,15 @@ class Parts:
             return ""
         near = difflib.get_close_matches(unexpected[1], taken, n=1)
         return f" It takes {', '.join(taken)}." + (f" Did {unexpected[1]!r} become {near[0]!r}?" if near else "")
+
+
+def folder_of(source: Any) -> str | None:
+    """The folder that a file lies in, given its path, or a file object that was opened by one; None where it lies in none."""
+    name = source if isinstance(source, str | bytes | os.PathLike) else getattr(source, "name", None)
+    if not isinstance(name, str | bytes | os.PathLike):
+        # In memory, or opened by a number.
+        return None
+    return os.path.dirname(os.path.realpath(os.fsdecode(name)))
 
 
 def import_modules(names: Iterable[str], folder: str | None, file: str) -> None:

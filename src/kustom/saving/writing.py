@@ -75,11 +75,12 @@ def save(model: keras.Model, path: str | os.PathLike[str] | IO[bytes], example: 
 
 
 def _target(path: Any) -> Any:
-    if isinstance(path, io.IOBase):
+    # Not every file object says that it is one: a temporary file's is a wrapper.
+    if not isinstance(path, str | bytes | os.PathLike):
+        if not callable(getattr(path, "write", None)):
+            raise UnsavableError(f"a model is saved to a path or to a binary file object, not to a {type(path).__qualname__}.")
         return path
-    text = os.fspath(path)
-    if isinstance(text, bytes):
-        text = os.fsdecode(text)
+    text = os.fsdecode(path)
     if "://" in text:
         raise UnsavableError(f"{text} is a remote address; save to a path, and copy the file there.")
     if not text.endswith(".keras"):
@@ -251,7 +252,7 @@ def _members(model: Any, prepared: _Prepared, target: Any, stack: contextlib.Exi
 
 def _weights(model: Any, target: Any, stack: contextlib.ExitStack) -> memoryview | mmap.mmap:
     """The weights as Keras writes them, in memory where they fit there once more, else in a file beside the target."""
-    if private.fits_memory(model) or isinstance(target, io.IOBase):
+    if private.fits_memory(model) or not isinstance(target, str):
         buffer = io.BytesIO()
         private.write_weights(model, buffer)
         view = buffer.getbuffer()
