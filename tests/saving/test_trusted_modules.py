@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -163,6 +164,23 @@ def test_a_class_that_is_registered_nowhere_stands_in_its_own_place_alone(module
     file = packed(keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)]), change)
     with pytest.raises(errors.UnsafeFileError, match=r"first_parts\.Gate, where an initializer was expected"):
         kustom.load(file, trust="first_parts")
+
+
+def test_two_classes_of_one_bare_name_are_two(modules):
+    layers = [node(f"{module}_parts", "Gate", {"name": module}, "Gate") for module in ("first", "second", "first")]
+    layers[2]["config"]["name"] = "third"
+    for order in (layers, layers[::-1], [layers[1], layers[0]]):
+        expected = np.prod([{"first_parts": 2.0, "second_parts": 3.0}[layer["module"]] for layer in order])
+        model = kustom.load(with_layer(*order), trust=("first_parts", "second_parts"))
+        np.testing.assert_array_equal(computed(model), [[expected, expected]])
+        assert [type(layer).__module__ for layer in model.layers] == [layer["module"] for layer in order]
+
+
+def test_two_classes_of_one_bare_name_are_not_saved(modules):
+    gates = [importlib.import_module(f"{module}_parts").Gate for module in ("first", "second")]
+    with pytest.raises(errors.UnsavableError, match=r"second_parts\.Gate and first_parts\.Gate are registered nowhere.* 'Gate'"):
+        kustom.save(keras.Sequential([keras.Input((2,)), gates[0](), gates[1]()]), io.BytesIO())
+    kustom.save(keras.Sequential([keras.Input((2,)), gates[0](), gates[0]()]), io.BytesIO())
 
 
 def in_a_script(x):

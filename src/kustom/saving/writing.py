@@ -125,7 +125,15 @@ class _Prepared:
     def _refuse_what_no_load_takes(self, customs: list[Any]) -> None:
         """Refuse what would be refused when the file is read; what is registered nowhere can be given there by hand."""
         registered = private.registry()
-        named = {keras.saving.get_registered_name(definition_of(part)): definition_of(part) for part in customs}
+        named: dict[str, Any] = {}
+        for part in customs:
+            definition = definition_of(part)
+            name = keras.saving.get_registered_name(definition)
+            if named.setdefault(name, definition) is not definition and name not in registered:
+                raise UnsavableError(
+                    f"{refusing.name_of(definition)} and {refusing.name_of(named[name])} are registered nowhere, so that both are "
+                    f"{name!r} in a file. Decorate them with kustom, which tells modules apart, or give one another name."
+                )
         given = {name: definition for name, definition in named.items() if name not in registered}
         for anomaly in judge(json.loads(self.config), trust=given, registered=registered).anomalies:
             raise UnsavableError(f"the file would be refused when it is loaded: {anomaly}")
