@@ -181,7 +181,7 @@ class Judge:
             return
         if text in self.registered or text in self.trust.objects:
             obj = self.trust.objects.get(text, self.registered.get(text))
-            if not fits(obj, slot) and not isinstance(obj, type):
+            if not fits(obj, slot):
                 self.unsafe(place, f"the text {text[:80]!r} names {_what(obj)}, where {_a(slot)} was expected")
             key = _key_of_text(text)
             self.customs.append(Custom(text, None, text.rpartition(">")[2], slot, place, None, "registered", key))
