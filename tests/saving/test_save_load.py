@@ -464,3 +464,35 @@ def test_temporary_files_and_paths_of_bytes(tmp_path):
 def test_what_is_neither_a_path_nor_a_file_object(target):
     with pytest.raises(errors.UnsavableError, match="to a path or to a binary file object, not to a"):
         kustom.save(keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)]), target)
+
+
+@keras.saving.register_keras_serializable("save_load")
+class MakesItsModel(keras.layers.Layer):
+    """A layer that makes the model in it from that model's settings, without what it was compiled with."""
+
+    def __init__(self, inner=None, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = inner
+        if inner is None:
+            self.inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+            self.inner.compile("sgd", "mse")
+
+    def call(self, x):
+        return self.inner(x)
+
+    def get_config(self):
+        return {**super().get_config(), "inner": keras.saving.serialize_keras_object(self.inner)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "inner": keras.Sequential.from_config(config["inner"]["config"])})
+
+
+def test_a_compiled_model_that_a_part_makes_itself(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), MakesItsModel()])
+    model.compile("sgd", "mse")
+    kustom.save(model, tmp_path / "model.keras")
+    loaded = kustom.load(tmp_path / "model.keras")
+    np.testing.assert_array_equal(model.get_weights()[0], loaded.get_weights()[0])
+    assert loaded.compiled
+    assert not loaded.layers[0].inner.compiled

@@ -59,7 +59,8 @@ def rebuild(config: dict[str, Any], finder: Finder) -> Rebuilt:
     ):
         model, objects = private.deserialized(bare, finder)
     private.forget_uninitialized(made)
-    return Rebuilt(model, objects, compiles, made)
+    # A part that makes a model itself, of the settings alone, makes one that is not compiled.
+    return Rebuilt(model, objects, [each for each in compiles if each[0] in objects], made)
 
 
 def _without_compile(value: Any, compiles: list[tuple[int, dict[str, Any]]]) -> Any:
