@@ -31,7 +31,7 @@ from kustom.errors import (
 )
 from kustom.saving import archive, arrays, manifest, process, recording, resolving
 from kustom.saving.limits import Limits
-from kustom.saving.rebuilding import Rebuilt, is_object, nodes, public, rebuild, retype
+from kustom.saving.rebuilding import Rebuilt, causes, is_object, nodes, public, rebuild, retype, said
 from kustom.saving.verdict import judge
 
 __all__ = ["load"]
@@ -158,12 +158,10 @@ class _Loading:
             raise self._not_made(error) from error
 
     def _not_made(self, error: Exception) -> RebuildError:
-        inner: BaseException | None = error
         told = None
-        while inner is not None:
+        for inner in causes(error):
             told = inner if isinstance(inner, KustomError) else told
-            inner = inner.__cause__ or inner.__context__
-        text = " ".join(str(told or error).split())
+        text = said(told or error)
         text = text.rpartition("Exception encountered: ")[2]
         wrote, here = self.opened.metadata.get("keras_version"), keras.__version__
         hint = self.parts.nearest(text) + (f" The file was written with Keras {wrote}; this is {here}." if wrote != here else "")
@@ -187,13 +185,13 @@ class _Loading:
             try:
                 reached, failed = private.load_state(model, store, assets, skip_ids=skip)
             except (KeyError, OSError, TypeError, ValueError) as error:
-                raise self._misfit(f"{type(error).__name__}: {error}") from error
+                raise self._misfit(f"{type(error).__name__}: {said(error)}") from error
         if failed:
             part, error = failed[0]
             if isinstance(error, KustomError):
                 raise error
             name = getattr(part, "name", type(part).__name__)
-            raise self._misfit(f"{type(part).__name__} {name!r}: {' '.join(str(error).split())}") from error
+            raise self._misfit(f"{type(part).__name__} {name!r}: {said(error)}") from error
         return reached
 
     def _misfit(self, text: str) -> WeightsError:
@@ -241,7 +239,7 @@ class _Loading:
             model = rebuilt.objects[number]
             try:
                 made = private.compile_again(model, config, self.parts.find, rebuilt.objects, self._initialize)
-            except (LimitError, MemoryError):
+            except LimitError:
                 raise
             except Exception as error:
                 # As above: losses and metrics are made here.
@@ -281,7 +279,7 @@ class _Loading:
             given = recording.outputs(model, x)
         except Exception as error:
             # What the parts raise when they are called; when it was saved, they did not.
-            return f"it refuses the recorded input, with {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            return f"it refuses the recorded input, with {type(error).__name__}: {said(error)[:300]}"
         return recording.compare(recorded["outputs"], given, allowed)
 
     def _other_measure(self, rebuilt: Rebuilt, measures: list[Any], shape: tuple[int, ...], allowed: float) -> str | None:
