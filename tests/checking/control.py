@@ -61,6 +61,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "EinsumDense": {"equation": "ab,bc->ac", "output_shape": 3},
     "Embedding": {"input_dim": 5, "output_dim": 3},
     "ReversibleEmbedding": {"input_dim": 5, "output_dim": 3},
+    "GroupNormalization": {"groups": 2},
     "GaussianNoise": {"stddev": 0.1},
     "GroupQueryAttention": {"head_dim": 2, "num_query_heads": 2, "num_key_value_heads": 1},
     "HashedCrossing": {"num_bins": 4},
@@ -222,6 +223,11 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "activations.sparsemax": {"N302": "a bug of Keras on torch: it does not sum to 1 (docs/found-in-keras.md)"},
     "layers.CategoryEncoding": {"S203": "it gives float32 by documentation", "T404": "it looks at values, by documentation"},
     **{f"layers.{name}": {"T408": _AUGMENTS} for name in _AUGMENTING},
+    "losses.BinaryCrossentropy": {"N304": "a bug of Keras: its constant of 1e-7 is lost in low precision (docs/found-in-keras.md)"},
+    "layers.ELU": {"C108": "a bug of Keras: alpha, changed, is saved as it was (docs/found-in-keras.md)"},
+    "layers.UnitNormalization": {"G202": "a bug of Keras: the gradient of normalize is NaN at 0 (docs/found-in-keras.md)"},
+    "layers.MaxNumBoundingBoxes": {"T408": _AUGMENTS, "C101": _LOST, "S207": "its inputs are boxes, not sequences"},
+    "layers.RandomGrayscale": {"T408": _AUGMENTS, "C101": _LOST},
 }
 
 FIXED = [

@@ -173,8 +173,7 @@ def _text(file: str | None) -> str:
 
 
 def _copied(part: Any) -> Any:
-    config = part.get_config()
-    made = type(part).from_config(copy.deepcopy(config))
+    made = type(part).from_config(part.get_config())
     if not isinstance(made, type(part)):
         raise SubjectError(f"from_config made a {type(made).__name__}")
     return made
