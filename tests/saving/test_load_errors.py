@@ -319,3 +319,49 @@ def test_what_would_be_refused_when_it_is_loaded(tmp_path):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Lambda(named)])
     with pytest.raises(errors.UnsavableError, match="lambda"):
         kustom.save(model, tmp_path / "model.keras")
+
+
+@keras.saving.register_keras_serializable("load_errors")
+class Failing(keras.layers.Layer):
+    """A layer that fails where and as it is told to, once it was saved."""
+
+    where = ""
+    error: Exception = ValueError("fails")
+
+    def fail(self, where):
+        if type(self).where == where:
+            raise type(self).error
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.fail("init")
+
+    def build(self, input_shape):
+        self.fail("build")
+
+    def call(self, x):
+        self.fail("call")
+        return x
+
+
+@pytest.mark.parametrize("where", ["init", "build", "call"])
+def test_a_machine_without_memory_says_nothing_of_the_file(tmp_path, monkeypatch, where):
+    path = written(tmp_path, Failing())
+    model = kustom.load(path)
+    monkeypatch.setattr(Failing, "where", where)
+    monkeypatch.setattr(Failing, "error", MemoryError("none left"))
+    with pytest.raises(MemoryError, match="none left"):
+        kustom.load(path)
+    with pytest.raises(MemoryError, match="none left"):
+        kustom.save(model, path)
+
+
+@pytest.mark.parametrize("where", ["init", "call"])
+def test_what_an_error_says_commands_no_terminal(tmp_path, monkeypatch, where):
+    path = written(tmp_path, Failing())
+    monkeypatch.setattr(Failing, "where", where)
+    monkeypatch.setattr(Failing, "error", ValueError("\x1b[1mbold\x1b[0m\n and \x07 \x1b]0;title"))
+    with pytest.raises(errors.FileError) as caught:
+        kustom.load(path)
+    assert "bold and \\x07 \\x1b]0;title" in str(caught.value)
+    assert str(caught.value).isprintable()

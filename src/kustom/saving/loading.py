@@ -7,7 +7,6 @@ known to fit; then it is compiled; then it computes what it computed when it was
 
 from __future__ import annotations
 
-import io
 import os
 import warnings
 from collections.abc import Iterable, Mapping
@@ -32,7 +31,7 @@ from kustom.errors import (
 )
 from kustom.saving import archive, arrays, manifest, process, recording, resolving
 from kustom.saving.limits import Limits
-from kustom.saving.rebuilding import Rebuilt, is_object, nodes, public, rebuild, retype
+from kustom.saving.rebuilding import Rebuilt, causes, is_object, nodes, public, rebuild, retype, said
 from kustom.saving.verdict import judge
 
 __all__ = ["load"]
@@ -104,13 +103,13 @@ class _Loading:
             manifest.check_format(opened.manifest, self.file)
         verdict = judge(opened, trust=trust, limits=limits, registered=private.registry())
         verdict.hold()
-        folder = None if isinstance(path, io.IOBase) else os.path.dirname(os.path.realpath(os.fspath(path)))
         if verdict.imports:
-            resolving.import_modules(verdict.imports, folder, self.file)
-            # What they registered can be held against its places now.
-            verdict = judge(opened, trust=trust, limits=limits, registered=private.registry())
-            verdict.hold()
+            resolving.import_modules(verdict.imports, resolving.folder_of(path), self.file)
         self.parts = resolving.resolve(verdict, trust, self.file)
+        if verdict.imports:
+            # What they have can be held against its places now, and nothing else is taken any more.
+            given = trust if isinstance(trust, Mapping) else ()
+            judge(opened, trust=given, limits=limits, registered=private.registry(), found=self.parts.found).hold()
         self.config = self._config()
         self.places = {place: node["shared_object_id"] for place, node in nodes(self.config) if "shared_object_id" in node}
 
@@ -159,16 +158,14 @@ class _Loading:
             raise self._not_made(error) from error
 
     def _not_made(self, error: Exception) -> RebuildError:
-        inner: BaseException | None = error
         told = None
-        while inner is not None:
+        for inner in causes(error):
             told = inner if isinstance(inner, KustomError) else told
-            inner = inner.__cause__ or inner.__context__
-        text = " ".join(str(told or error).split())
+        text = said(told or error)
         text = text.rpartition("Exception encountered: ")[2]
         wrote, here = self.opened.metadata.get("keras_version"), keras.__version__
         hint = self.parts.nearest(text) + (f" The file was written with Keras {wrote}; this is {here}." if wrote != here else "")
-        return RebuildError(f"{self.parts.last_name(text)}{text[-600:]}{hint}", file=self.file, part=self.parts.last_place(text))
+        return RebuildError(f"{self.parts.last_name(text)}{text[-600:]}{hint}", file=self.file, part=self.parts.last_place())
 
     def _stored(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
@@ -188,13 +185,13 @@ class _Loading:
             try:
                 reached, failed = private.load_state(model, store, assets, skip_ids=skip)
             except (KeyError, OSError, TypeError, ValueError) as error:
-                raise self._misfit(f"{type(error).__name__}: {error}") from error
+                raise self._misfit(f"{type(error).__name__}: {said(error)}") from error
         if failed:
             part, error = failed[0]
             if isinstance(error, KustomError):
                 raise error
             name = getattr(part, "name", type(part).__name__)
-            raise self._misfit(f"{type(part).__name__} {name!r}: {' '.join(str(error).split())}") from error
+            raise self._misfit(f"{type(part).__name__} {name!r}: {said(error)}") from error
         return reached
 
     def _misfit(self, text: str) -> WeightsError:
@@ -242,7 +239,7 @@ class _Loading:
             model = rebuilt.objects[number]
             try:
                 made = private.compile_again(model, config, self.parts.find, rebuilt.objects, self._initialize)
-            except (LimitError, MemoryError):
+            except LimitError:
                 raise
             except Exception as error:
                 # As above: losses and metrics are made here.
@@ -282,7 +279,7 @@ class _Loading:
             given = recording.outputs(model, x)
         except Exception as error:
             # What the parts raise when they are called; when it was saved, they did not.
-            return f"it refuses the recorded input, with {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            return f"it refuses the recorded input, with {type(error).__name__}: {said(error)[:300]}"
         return recording.compare(recorded["outputs"], given, allowed)
 
     def _other_measure(self, rebuilt: Rebuilt, measures: list[Any], shape: tuple[int, ...], allowed: float) -> str | None:
