@@ -1296,10 +1296,10 @@ def kept(*, names: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        if not names:
-            before["object_name_uids"] = vars(tracker).get("object_name_uids", {})
-        vars(tracker).clear()
-        vars(tracker).update(before)
+        # Keras makes the counters itself, of a kind of its own, when it gives the first name in a thread.
+        counters = "object_name_uids"
+        if not names and counters in vars(tracker):
+            before[counters] = vars(tracker)[counters]
         if everyones is not None and state is not None:
             everyones.state._direct_assign(state)
         keras.config.set_floatx(floats)
@@ -1307,6 +1307,9 @@ def kept(*, names: bool) -> Iterator[None]:
         keras.config.set_image_data_format(images)
         (keras.config.enable_traceback_filtering if filtering else keras.config.disable_traceback_filtering)()
         (keras.config.enable_interactive_logging if interactive else keras.config.disable_interactive_logging)()
+        # The last, since the two switches before stand there as well.
+        vars(tracker).clear()
+        vars(tracker).update(before)
 
 
 def input_structure(model: Any) -> Any:
