@@ -110,6 +110,62 @@ def test_a_manifest_that_says_something_else(tmp_path, entry, value):
         kustom.load(path)
 
 
+def in_leaf(**changes: Any) -> Callable[[Any], None]:
+    return lambda manifest: manifest["recorded"]["input"]["leaf"].update(changes)
+
+
+def in_recorded(**changes: Any) -> Callable[[Any], None]:
+    return lambda manifest: manifest["recorded"].update(changes)
+
+
+@pytest.mark.parametrize(
+    ("entry", "change"),
+    [
+        ("recorded", in_leaf(words=[], dtype="string")),
+        ("recorded", in_leaf(seed=1.7e308)),
+        ("recorded", in_leaf(high=1e308)),
+        ("recorded", in_leaf(shape=[2, True])),
+        ("recorded", in_leaf(shape=[-1, 4])),
+        ("recorded", in_leaf(dtype=["float32"])),
+        ("recorded", in_leaf(data="AAAA")),
+        ("recorded", in_leaf(text=["a"])),
+        ("recorded", in_recorded(input={"list": 5})),
+        ("recorded", in_recorded(input={"dict": []})),
+        ("recorded", in_recorded(input={"list": [], "dict": {}})),
+        ("recorded", in_recorded(tolerance="inf")),
+        ("recorded", in_recorded(tolerance=1e300)),
+        ("recorded", in_recorded(tolerance=-1)),
+        ("recorded", in_recorded(device=7)),
+        ("recorded", in_recorded(measures=[{"place": [], "probe": "unit"}])),
+        (
+            "recorded",
+            in_recorded(measures=[{"place": "/", "probe": "unit", "values": {"shape": [], "dtype": "string", "text": ["a"]}}]),
+        ),
+        ("recorded", lambda m: m["recorded"].pop("input")),
+        ("recorded", lambda m: m["recorded"]["outputs"][0].pop("values")),
+        ("recorded", lambda m: m["recorded"]["outputs"][0].update(shape=5)),
+        ("recorded", lambda m: m.pop("versions")),
+        ("versions", lambda m: m.update(versions=[])),
+        ("versions", lambda m: m.update(versions={"backend": 1})),
+        ("types", lambda m: m.update(types={"tuples": [[]]})),
+        ("paths", lambda m: m.update(paths=[7])),
+        ("parts", lambda m: m.update(parts=[{"registered_name": 5}])),
+        ("parts", lambda m: m["parts"][0].update(source=7)),
+        ("parts", lambda m: m["parts"][0].update(uses=[{}])),
+    ],
+)
+def test_an_entry_of_the_manifest_that_kustom_does_not_write(tmp_path, entry, change):
+    path = changed(written(tmp_path, Scaled()), kustom=lambda m: change(m) and None)
+    with pytest.raises(errors.FormatError, match=rf"kustom\.json: its entry '{entry}' is not what kustom writes"):
+        kustom.load(path)
+
+
+def test_a_newer_manifest_that_does_not_say_of_which_kustom(tmp_path):
+    path = changed(written(tmp_path, Scaled()), kustom=lambda m: m.update(format=2, versions=[]))
+    with pytest.raises(errors.FormatError, match="kustom of a newer version"):
+        kustom.load(path)
+
+
 def test_an_input_that_would_fill_the_memory(tmp_path):
     path = written(tmp_path, Scaled())
     changed(path, kustom=lambda m: m["recorded"]["input"]["leaf"].update(shape=[10**6, 10**6]))

@@ -50,7 +50,8 @@ def made(rule: dict[str, Any]) -> np.ndarray:
     if kind == "b":
         return numbers < (rule["low"] + rule["high"]) / 2
     numbers = np.floor(numbers) if kind in "iu" or rule.get("whole") else numbers
-    return numbers.astype("float32" if kind == "f" and rule["dtype"] != "float64" else rule["dtype"])
+    with np.errstate(invalid="ignore", over="ignore"):
+        return numbers.astype("float32" if kind == "f" and rule["dtype"] != "float64" else rule["dtype"])
 
 
 def encoded(array: np.ndarray) -> dict[str, Any]:
