@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import importlib
 import io
@@ -91,7 +92,7 @@ def test_an_output_that_is_other_since_the_source_changed(tmp_path):
 
 def test_a_part_that_refuses_the_recorded_input(tmp_path):
     path = written(tmp_path, keras.layers.Dense(1))
-    changed(path, kustom=lambda m: m["recorded"]["input"]["leaf"].update(shape=[2, 5]))
+    changed(path, kustom=lambda m: m["recorded"]["input"]["leaf"].update(shape=[2, 3]))
     with pytest.raises(errors.OtherModelError, match="refuses the recorded input"):
         kustom.load(path)
 
@@ -169,8 +170,39 @@ def test_a_newer_manifest_that_does_not_say_of_which_kustom(tmp_path):
 def test_an_input_that_would_fill_the_memory(tmp_path):
     path = written(tmp_path, Scaled())
     changed(path, kustom=lambda m: m["recorded"]["input"]["leaf"].update(shape=[10**6, 10**6]))
-    with pytest.raises(errors.FormatError, match="array of the shape"):
+    with pytest.raises(errors.FormatError, match=r"arrays of 1,000,000,000,000 entries together"):
         kustom.load(path)
+
+
+def test_many_inputs_that_would_fill_the_memory_together(tmp_path):
+    def many(manifest: Any) -> None:
+        leaf = manifest["recorded"]["input"]
+        manifest["recorded"]["input"] = {"list": [{"leaf": {**leaf["leaf"], "shape": [2**19, 4]}}] * 5}
+
+    with pytest.raises(errors.FormatError, match=r"arrays of 10,485,760 entries together"):
+        kustom.load(changed(written(tmp_path, Scaled()), kustom=many))
+
+
+@pytest.mark.parametrize("shape", [[1, 2000], [5, 8], [2], [2, 8, 1]])
+def test_an_input_of_a_shape_that_save_does_not_make(tmp_path, shape):
+    model = keras.Sequential([keras.Input((None,), dtype="int32"), keras.layers.Embedding(4, 2)])
+    kustom.save(model, tmp_path / "model.keras")
+    path = changed(tmp_path / "model.keras", kustom=in_leaf(shape=shape))
+    with pytest.raises(errors.FormatError, match="which the model does not take"):
+        kustom.load(path)
+
+
+def test_an_input_that_was_given_of_more_rows_than_are_kept(tmp_path):
+    given = {"shape": [5, 4], "dtype": "bool", "data": base64.b64encode(bytes(20)).decode()}
+    path = changed(written(tmp_path, Scaled()), kustom=lambda m: in_recorded(input={"leaf": given})(m))
+    with pytest.raises(errors.FormatError, match="an input of 5 rows, where 4 are the most"):
+        kustom.load(path)
+
+
+def test_an_input_of_the_size_that_the_model_says_is_made_up(tmp_path):
+    model = keras.Sequential([keras.Input(batch_shape=(7, 300)), keras.layers.Dense(1)])
+    kustom.save(model, tmp_path / "model.keras")
+    assert kustom.load(tmp_path / "model.keras").layers[0].units == 1
 
 
 def test_a_field_that_was_renamed(tmp_path):

@@ -275,7 +275,7 @@ class _Loading:
 
     def _other_output(self, model: Any, recorded: dict[str, Any], allowed: float) -> str | None:
         try:
-            x = recording.inputs_from(recorded["input"])
+            x = recording.inputs_from(recorded["input"], model)
         except (TypeError, ValueError) as error:
             raise self._malformed("recorded", error) from error
         try:
