@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -241,6 +242,83 @@ def test_weights_that_do_not_fit(tmp_path):
     changed(path, config=lambda c: c["config"]["layers"][-1]["config"].update(units=5))
     with pytest.raises(errors.FileError, match="shape"):
         kustom.load(path)
+
+
+class OfTables(keras.layers.Layer):
+    """Reads what it stored in ways of its own, as with the data sets of Keras."""
+
+    def build(self, input_shape):
+        self.table = self.add_weight(shape=(4,), name="table", initializer="ones")
+        self.scale = self.add_weight(shape=(), name="scale", initializer="ones")
+
+    def call(self, x):
+        return x * self.table * self.scale
+
+    def save_own_variables(self, store):
+        store["table"] = np.float64(1) * ops.convert_to_numpy(self.table)
+        store["scale"] = ops.convert_to_numpy(self.scale)
+
+    def load_own_variables(self, store):
+        table = store["table"]
+        assert (len(table), table.shape, float(table[1:][0])) == (4, (4,), 5.0)
+        assert np.array(table, dtype="float16").dtype == "float16"
+        self.table.assign(np.array(table))
+        self.scale.assign(ops.convert_to_tensor(store["scale"]))
+
+
+keras.saving.register_keras_serializable("load_errors")(OfTables)
+
+
+def test_a_layer_that_reads_what_it_stored_itself(tmp_path):
+    layer = OfTables()
+    layer.build((None, 4))
+    layer.table.assign([4.0, 5.0, 6.0, 7.0])
+    layer.scale.assign(3.0)
+    loaded = kustom.load(written(tmp_path, layer)).layers[-1]
+    assert [float(ops.convert_to_numpy(loaded.scale)), *ops.convert_to_numpy(loaded.table)] == [3.0, 4.0, 5.0, 6.0, 7.0]
+
+
+def with_array(path: Path, end: str, array: np.ndarray) -> Path:
+    """The file, as plain Keras would write it, with another array in its weights."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist() if name != "kustom.json"}
+    data = io.BytesIO(members["model.weights.h5"])
+    with h5py.File(data, "r+") as file:
+        places: list[str] = []
+        file.visit(places.append)
+        (place,) = [place for place in places if place.endswith(end)]
+        del file[place]
+        file[place] = array
+    members["model.weights.h5"] = data.getvalue()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, member in members.items():
+            archive.writestr(name, member)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("layer", "place"),
+    [
+        (lambda: keras.layers.Dense(2), "dense/vars/0"),
+        (lambda: keras.layers.EinsumDense("ab,bc->ac", (2,)), "einsum_dense/vars/0"),
+        (lambda: Grows(), "grows/vars/0"),
+    ],
+)
+def test_weights_of_another_dtype(tmp_path, layer, place):
+    path = written(tmp_path, layer())
+    shape = kustom.load(path).layers[-1].weights[0].shape
+    with pytest.raises(errors.WeightsError, match=r"has the dtype int8, and .* is float32"):
+        kustom.load(with_array(path, place, np.ones(shape, "int8")))
+
+
+@pytest.mark.parametrize(("array", "said"), [(np.ones((4, 1), "int8"), "dtype int8"), (np.ones((1, 4), "float32"), "shape")])
+def test_a_state_of_an_optimizer_that_does_not_fit(tmp_path, array, said):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(momentum=0.5), "mse")
+    model.fit(np.ones((4, 4)), np.ones((4, 1)), verbose=0)
+    kustom.save(model, tmp_path / "model.keras")
+    with pytest.raises(errors.WeightsError, match=f"optimizer/vars/2 has the {said}"):
+        kustom.load(with_array(tmp_path / "model.keras", "optimizer/vars/2", array))
 
 
 @kustom.part

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import keras
+import numpy as np
 from keras.src import api_export, backend
 from keras.src.backend.common import dtypes, global_state
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
@@ -1119,21 +1120,35 @@ class Written(saving_lib.H5IOStore):
 
 
 class Stored:
-    """An array of a file that has not been read: what is made of it sees first whether it fits."""
+    """An array of a file that has not been read: a variable that is given it sees first whether it fits.
+
+    To anything else it is what Keras hands out, a data set: it has a shape, and becomes an array where one is made of it.
+    """
 
     def __init__(self, shape: tuple[int, ...], dtype: str, read: Callable[[], Any], place: str) -> None:
         self.shape, self.dtype, self.read, self.place = shape, dtype, read, place
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = keras.ops.convert_to_numpy(self.read())
+        return array if dtype is None else array.astype(dtype)
+
+    def __getitem__(self, key: Any) -> Any:
+        return np.asarray(self)[key]
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError(f"{self.place} is one number, which has no length")
+        return self.shape[0]
+
 
 class Entry(collections.abc.Mapping):
-    """What a file holds for one object; `lazy` while that is Keras's own code, which hands each array to one variable."""
+    """What a file holds for one object."""
 
     def __init__(self, stored: dict[str, Stored]) -> None:
-        self._stored, self.lazy = stored, False
+        self._stored = stored
 
     def __getitem__(self, key: str) -> Any:
-        stored = self._stored[key]
-        return stored if self.lazy else stored.read()
+        return self._stored[key]
 
     def values_unread(self) -> list[Stored]:
         """What it holds, unread."""
@@ -1183,7 +1198,7 @@ def load_state(
 ) -> tuple[set[int], list[tuple[Any, Exception]]]:
     """Load a model as Keras does; returns the ids of the objects that it came to, and those that failed with their errors."""
     visited, failed, errors = set(skip_ids), set(), {}
-    with _lazily, _filling:
+    with _filling:
         saving_lib._load_state(
             model,
             weights_store=store,
@@ -1194,23 +1209,6 @@ def load_state(
             error_msgs=errors,
         )
     return visited, list(errors.values()) if failed else []
-
-
-def _lazy_load(plain: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(plain)
-    def load_own_variables(self: Any, store: Any) -> None:
-        if not isinstance(store, Entry):
-            return plain(self, store)
-        store.lazy = True
-        try:
-            return plain(self, store)
-        finally:
-            store.lazy = False
-
-    return load_own_variables
-
-
-_lazily = Exchange(keras.layers.Layer, "load_own_variables", _lazy_load)
 
 
 def _filled_assign(plain: Callable[..., Any]) -> Callable[..., Any]:
