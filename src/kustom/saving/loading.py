@@ -85,11 +85,7 @@ def load(
         >>> kustom.load(file).name == model.name
         True
     """
-    known = Limits.__dataclass_fields__
-    for name in limits:
-        if name not in known:
-            raise LimitError(f"there is no limit {name!r}; there are {', '.join(known)}.")
-    allowed = Limits(**limits)
+    allowed = Limits.named(limits)
     with process.kept(names=False), archive.read(path, allowed) as opened:
         return _Loading(opened, path, trust, allowed).model(verify, compile)
 
