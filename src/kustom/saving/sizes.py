@@ -84,21 +84,28 @@ def of_calls(layer: dict[str, Any], limits: Limits) -> str | None:
 def compared(config: Any, weights: Group, file: str | None) -> Iterator[FileError]:
     """Layers that were built with more numbers than all the weights have."""
     stored = sum(dataset.size for dataset in weights.walk())
-    waiting = [(config, "")]
+    # What stands where: the place of what has it, and its key. Text is made of it where there is something to say.
+    waiting: list[tuple[Any, tuple[Any, ...]]] = [(config, ())]
     while waiting:
         value, place = waiting.pop()
-        if isinstance(value, list):
-            waiting += [(item, f"{place}[{number}]") for number, item in enumerate(value)]
-        elif isinstance(value, dict):
-            waiting += [(item, f"{place}.{key}".lstrip(".")) for key, item in value.items()]
-            needed = _needed(value)
-            if needed > max(_FEW, _PACKED * stored):
-                yield CorruptFileError(
-                    f"the layer needs {needed:,} numbers, and all weights together have {stored:,}. The file is damaged "
-                    "or was made by hand; save the model again.",
-                    file=file,
-                    part=f"config.json: {place}",
-                )
+        items = enumerate(value) if isinstance(value, list) else value.items()
+        waiting += [(item, (place, key)) for key, item in items if isinstance(item, list | dict)]
+        needed = _needed(value) if isinstance(value, dict) else 0
+        if needed > max(_FEW, _PACKED * stored):
+            yield CorruptFileError(
+                f"the layer needs {needed:,} numbers, and all weights together have {stored:,}. The file is damaged "
+                "or was made by hand; save the model again.",
+                file=file,
+                part=f"config.json: {_text(place)}",
+            )
+
+
+def _text(place: tuple[Any, ...]) -> str:
+    keys = []
+    while place:
+        place, key = place
+        keys.append(f"[{key}]" if isinstance(key, int) else f".{key}")
+    return "".join(reversed(keys)).lstrip(".")
 
 
 def _needed(value: dict[str, Any]) -> int:
