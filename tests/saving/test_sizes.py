@@ -6,6 +6,8 @@ import tracemalloc
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from kustom.saving import sizes
 from kustom.saving.verdict import judge
 
@@ -33,6 +35,17 @@ def test_a_layer_of_more_numbers_than_the_file_has_is_found_where_it_stands():
     assert error.part == "config.json: a[1].b"
     assert "needs 4,000,000 numbers, and all weights together have 10" in str(error)
     assert not list(sizes.compared(config, weights(4_000_000), "a.keras"))
+
+
+@pytest.mark.parametrize("name", ["AUC", "PrecisionAtRecall", "RecallAtPrecision", "SensitivityAtSpecificity"])
+def test_thresholds_are_few(name):
+    def reasons(number: int) -> list[str]:
+        config = {"module": "keras.metrics", "class_name": name, "config": {"num_thresholds": number}, "registered_name": None}
+        return [str(each) for each in judge(config, slot="metric").anomalies]
+
+    assert reasons(100_000) == []
+    (reason,) = reasons(100_001)
+    assert "config.num_thresholds: it asks for 100,001, where 100,000 are the most" in reason
 
 
 def test_many_numbers_under_a_long_key_cost_no_more_than_they_are():

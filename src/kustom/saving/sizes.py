@@ -36,6 +36,8 @@ _MAKE = set(
     Scatter SegmentMax SegmentMin SegmentProd SegmentSum Slice Tile Tri Unfold Vander AdaptiveAveragePool AdaptiveMaxPool
     """.split()
 )
+# Keras's constructors make a list of Python numbers this long, whatever is allowed of arrays; a curve of more has no use.
+_LISTS = {"num_thresholds": 100_000}
 # Below this many numbers, nobody minds.
 _FEW = 2**20
 # Numbers of four bits stand two in a byte; twice as much again for what is not known here.
@@ -49,6 +51,8 @@ def fault(name: str, config: dict[str, Any], keys: Iterable[str], limits: Limits
         size = math.prod(n for n in values if n > 0) if key in _SHAPES else max(map(abs, values), default=0)
         if size > limits.max_size:
             return key, _too_much(size, limits)
+        if size > _LISTS.get(key, size):
+            return key, f"it asks for {size:,}, where {_LISTS[key]:,} are the most. Write the metric with fewer, and save it again."
     state = _STATE.get(name)
     size = state(config) if state is not None else 0
     return (name, _too_much(size, limits)) if size > limits.max_size else None
