@@ -6,8 +6,10 @@ import tracemalloc
 from types import SimpleNamespace
 from typing import Any
 
+import keras
 import pytest
 
+import kustom
 from kustom.saving import sizes
 from kustom.saving.verdict import judge
 
@@ -35,6 +37,26 @@ def test_a_layer_of_more_numbers_than_the_file_has_is_found_where_it_stands():
     assert error.part == "config.json: a[1].b"
     assert "needs 4,000,000 numbers, and all weights together have 10" in str(error)
     assert not list(sizes.compared(config, weights(4_000_000), "a.keras"))
+
+
+def test_statistics_that_the_file_does_not_store_are_counted_together():
+    def normalization(size: int, **more: Any) -> dict[str, Any]:
+        return {**built("Normalization", {"axis": [-1], "mean": 0.0, "variance": 1.0}, input_shape=[None, 9, size]), **more}
+
+    def found(config: Any, *stored: int) -> list[str]:
+        return [str(error) for error in sizes.compared(config, weights(*stored), "a.keras")]
+
+    (error,) = found([normalization(2**21 + 1), normalization(2**22), normalization(2**21)])
+    assert "Normalization need 16,777,218 numbers together" in error
+    assert found([normalization(2**21), normalization(2**22), normalization(2**21)]) == []
+    assert found([normalization(2**23), normalization(2**23)], 2**23) == []
+    assert found([normalization(2**22, shared_object_id=1)] * 9) == []
+
+
+def test_a_file_of_normalized_images_is_fine(tmp_path):
+    model = keras.Sequential([keras.Input((30, 30, 3)), keras.layers.Normalization(axis=(1, 2, 3), mean=0.0, variance=1.0)])
+    kustom.save(model, tmp_path / "model.keras")
+    assert kustom.load(tmp_path / "model.keras").layers[0].axis == (1, 2, 3)
 
 
 @pytest.mark.parametrize("name", ["AUC", "PrecisionAtRecall", "RecallAtPrecision", "SensitivityAtSpecificity"])

@@ -40,6 +40,8 @@ _MAKE = set(
 _LISTS = {"num_thresholds": 100_000}
 # Below this many numbers, nobody minds.
 _FEW = 2**20
+# What layers may have together beside what the file stores for them, once each, where they were given it in their settings.
+_GIVEN = 2**24
 # Numbers of four bits stand two in a byte; twice as much again for what is not known here.
 _PACKED = 4
 
@@ -86,8 +88,10 @@ def of_calls(layer: dict[str, Any], limits: Limits) -> str | None:
 
 
 def compared(config: Any, weights: Group, file: str | None) -> Iterator[FileError]:
-    """Layers that were built with more numbers than all the weights have."""
+    """Layers that were built with more numbers than all the weights have, alone or, where they may have more, together."""
     stored = sum(dataset.size for dataset in weights.walk())
+    # By the numbers of shared objects, or by where they are.
+    statistics: dict[Any, int] = {}
     # What stands where: the place of what has it, and its key. Text is made of it where there is something to say.
     waiting: list[tuple[Any, tuple[Any, ...]]] = [(config, ())]
     while waiting:
@@ -95,6 +99,10 @@ def compared(config: Any, weights: Group, file: str | None) -> Iterator[FileErro
         items = enumerate(value) if isinstance(value, list) else value.items()
         waiting += [(item, (place, key)) for key, item in items if isinstance(item, list | dict)]
         needed = _needed(value) if isinstance(value, dict) else 0
+        if isinstance(value, dict) and value.get("class_name") == "Normalization":
+            number = value.get("shared_object_id")
+            statistics[number if type(number) is int else (id(value),)] = needed
+            needed = 0
         if needed > max(_FEW, _PACKED * stored):
             yield CorruptFileError(
                 f"the layer needs {needed:,} numbers, and all weights together have {stored:,}. The file is damaged "
@@ -102,6 +110,14 @@ def compared(config: Any, weights: Group, file: str | None) -> Iterator[FileErro
                 file=file,
                 part=f"config.json: {_text(place)}",
             )
+    needed = sum(statistics.values())
+    if needed > max(_GIVEN, _PACKED * stored):
+        yield CorruptFileError(
+            f"its layers of the class Normalization need {needed:,} numbers together, and all weights together have {stored:,}. "
+            "The file is damaged or was made by hand; save the model again.",
+            file=file,
+            part="config.json",
+        )
 
 
 def _text(place: tuple[Any, ...]) -> str:
@@ -115,13 +131,16 @@ def _text(place: tuple[Any, ...]) -> str:
 def _needed(value: dict[str, Any]) -> int:
     """The numbers that a layer of Keras's has at least, where it was built."""
     config, build = value.get("config"), value.get("build_config")
-    if value.get("module") != "keras.layers" or not isinstance(config, dict) or not isinstance(build, dict):
+    if not str(value.get("module")).startswith("keras.") or not isinstance(config, dict) or not isinstance(build, dict):
         return 0
     name, units = value.get("class_name"), _int(config, "units")
     if name == "Dense":
         shape = build.get("input_shape")
         last = shape[-1] if isinstance(shape, list) and shape else 1
         return units * (last if type(last) is int and last > 0 else 1)
+    if name == "Normalization":
+        # A mean and a variance, for which the file has nothing where they are settings.
+        return 2 * _kept(build.get("input_shape"), config.get("axis", -1))
     if name in ("LSTM", "GRU", "SimpleRNN"):
         return units**2 * {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}[name]
     if name in ("Embedding", "ReversibleEmbedding"):
@@ -129,6 +148,14 @@ def _needed(value: dict[str, Any]) -> int:
     if isinstance(name, str) and name.startswith("Conv") and "LSTM" not in name:
         return _int(config, "filters") * math.prod(n for n in _whole(config.get("kernel_size")) if n > 0)
     return 0
+
+
+def _kept(shape: Any, axis: Any) -> int:
+    """The size of some axes of a shape, as Normalization names them: a number, several, or none."""
+    axes = [each for each in (axis if isinstance(axis, list) else [axis]) if type(each) is int]
+    sizes = shape if isinstance(shape, list) else []
+    kept = {each % len(sizes) for each in axes if -len(sizes) <= each < len(sizes)}
+    return math.prod(sizes[each] for each in kept if type(sizes[each]) is int and sizes[each] > 0)
 
 
 def _whole(value: Any) -> Iterator[int]:
