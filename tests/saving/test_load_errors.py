@@ -20,6 +20,7 @@ from keras import ops
 
 import kustom
 from kustom import errors
+from kustom.saving import loading
 
 
 def written(folder: Path, *layers: Any, loss: Any = None, size: int = 4) -> Path:
@@ -485,3 +486,31 @@ def test_what_would_be_refused_when_it_is_loaded(tmp_path):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Lambda(named)])
     with pytest.raises(errors.UnsavableError, match="lambda"):
         kustom.save(model, tmp_path / "model.keras")
+
+
+class CompiledByHand(keras.Sequential):
+    """With a way of its own to be compiled again."""
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        super().compile_from_config(config)
+
+
+keras.saving.register_keras_serializable("load_errors")(CompiledByHand)
+
+
+@pytest.mark.parametrize("kind", [keras.Sequential, CompiledByHand])
+def test_states_of_many_optimizers_are_counted_together(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(loading, "_SMALL", 1)
+    dense = keras.layers.Dense(100)
+    models = [kind([keras.Input((100,)), dense]) for _ in range(15)]
+    path = tmp_path / "model.keras"
+    for inner in models:
+        inner.compile(keras.optimizers.SGD(), "mse")
+    kustom.save(keras.Sequential([keras.Input((100,)), *models]), path)
+    assert len(kustom.load(path).layers) == 15
+    for inner in models:
+        inner.compile(keras.optimizers.Adam(amsgrad=True, use_ema=True), "mse")
+    kustom.save(keras.Sequential([keras.Input((100,)), *models]), path)
+    with pytest.raises(errors.LimitError, match=r"bytes for which the file has no values.*compile=False"):
+        kustom.load(path)
+    assert len(kustom.load(path, compile=False).layers) == 15

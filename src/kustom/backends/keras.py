@@ -1364,6 +1364,7 @@ def compile_again(
     finder: Callable[[dict[str, Any], str], Any],
     known: dict[int, Any],
     initialize: Callable[[list[keras.Variable]], None],
+    account: Callable[[list[keras.Variable]], None],
 ) -> dict[int, Any]:
     """Compile a loaded model as it was; returns the objects that were made for it, by their `shared_object_id`.
 
@@ -1373,15 +1374,17 @@ def compile_again(
         finder: See `deserialized`.
         known: Objects that were made before.
         initialize: Gives the variables of losses, metrics and optimizers their first values.
+        account: Told what was made with values already: an optimizer's state, and what a `compile` of one's own makes.
     """
     own = type(model).compile is not keras.Model.compile
     if own or type(model).compile_from_config is not keras.Model.compile_from_config:
         _finders.all.append(finder)
         try:
-            with _finding, SafeModeScope(True):
+            with _finding, SafeModeScope(True), makes() as made:
                 model.compile_from_config(config)
         finally:
             _finders.all.pop()
+        account(made)
         return {}
     with keras.StatelessScope(initialize_variables=False), values_wait(), makes() as made:
         arguments, objects = deserialized(config, finder, known)
@@ -1389,7 +1392,9 @@ def compile_again(
     initialize(made)
     model.compile(**arguments)
     if model.built and model.optimizer is not None:
-        model.optimizer.build(model.trainable_variables)
+        with makes() as state:
+            model.optimizer.build(model.trainable_variables)
+        account(state)
     model.compiled = True
     return objects
 
