@@ -314,7 +314,7 @@ def test_weights_of_another_dtype(tmp_path, layer, place):
 
 @pytest.mark.parametrize(("array", "said"), [(np.ones((4, 1), "int8"), "dtype int8"), (np.ones((1, 4), "float32"), "shape")])
 def test_a_state_of_an_optimizer_that_does_not_fit(tmp_path, array, said):
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model: Any = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     model.compile(keras.optimizers.SGD(momentum=0.5), "mse")
     model.fit(np.ones((4, 4)), np.ones((4, 1)), verbose=0)
     kustom.save(model, tmp_path / "model.keras")
