@@ -28,6 +28,8 @@ _COMPILED = {"optimizer": "optimizer", "loss": "loss", "metrics": "metric", "wei
 _NAMED = {"layer", "model", "operation"}
 _FUNCTIONAL = {"name", "layers", "input_layers", "output_layers"}
 _NUMBERS = {"schedule", "seed"}
+# No more reasons are kept, and of a place no more signs at either end: a file of a megabyte can have millions of faults.
+_ANOMALIES, _PLACE = 1000, 200
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ class Judge:
         self.refuse(CorruptFileError, place, message)
 
     def _at(self, place: str) -> str | None:
+        place = place if len(place) <= 2 * _PLACE else f"{place[:_PLACE]}…{place[-_PLACE:]}"
         return ": ".join(filter(None, [self.member, place])) or None
 
     def whole(self, config: Any, slot: str) -> None:
@@ -143,7 +146,8 @@ class Judge:
         try:
             self._part(value, slot, place)
         except _Refused as refused:
-            self.anomalies.append(refused.error)
+            if len(self.anomalies) < _ANOMALIES:
+                self.anomalies.append(refused.error)
 
     def _part(self, value: Any, slot: str, place: str) -> None:
         if value is None:
@@ -465,7 +469,7 @@ class Judge:
             if sized is not None:
                 self.anomalies.append(LimitError(sized, file=self.file, part=self._at(inside)))
             self.part(layer, "operation", inside)
-        if len(self.anomalies) > before:
+        if len(self.anomalies) > before or before >= _ANOMALIES:
             # What is said of its layers and calls is enough.
             return
         try:

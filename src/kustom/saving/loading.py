@@ -7,6 +7,7 @@ known to fit; then it is compiled; then it computes what it computed when it was
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping
@@ -35,6 +36,9 @@ from kustom.saving.rebuilding import Rebuilt, causes, is_object, nodes, public, 
 from kustom.saving.verdict import judge
 
 __all__ = ["load"]
+
+# A file of fewer bytes counts as one of these where it is asked what a config may make beside the weights.
+_SMALL = 1 << 24
 
 
 @hide_frames
@@ -84,11 +88,7 @@ def load(
         >>> kustom.load(file).name == model.name
         True
     """
-    known = Limits.__dataclass_fields__
-    for name in limits:
-        if name not in known:
-            raise LimitError(f"there is no limit {name!r}; there are {', '.join(known)}.")
-    allowed = Limits(**limits)
+    allowed = Limits.named(limits)
     with process.kept(names=False), archive.read(path, allowed) as opened:
         return _Loading(opened, path, trust, allowed).model(verify, compile)
 
@@ -98,6 +98,8 @@ class _Loading:
 
     def __init__(self, opened: archive.Archive, path: Any, trust: Any, limits: Limits) -> None:
         self.opened, self.file = opened, opened.file
+        # Bytes of variables that no value of the file is for.
+        self.fresh = 0
         self.manifest: dict[str, Any] = opened.manifest or {}
         if opened.manifest is not None:
             manifest.check_format(opened.manifest, self.file)
@@ -217,19 +219,23 @@ class _Loading:
     def _initialize(self, made: list[keras.Variable]) -> None:
         """Give what has no weights in a file its first value: seeds, metrics; and that only where it is small beside them."""
         waiting = [variable for variable in made if private.placeholder_of(variable)]
-        wanted = sum(int(np.prod(variable.shape, dtype="float64")) * 8 for variable in waiting)
-        allowed = max(self.opened.size, 1 << 24) * 8
-        if wanted > allowed:
-            raise LimitError(
-                f"its config asks for {wanted:,} bytes for which the file has no values, and the file has {self.opened.size:,}.",
-                file=self.file,
-                part=archive.CONFIG,
-            )
+        self._account(waiting)
         try:
             private.initialize(waiting)
         except Exception as error:
             # Initializers run here, with what the config gives them.
             raise self._not_made(error) from error
+
+    def _account(self, made: list[keras.Variable]) -> None:
+        """Count what has its first value from no file, of all models and what they were compiled with together."""
+        self.fresh += sum(math.prod(variable.shape) * (8 if "64" in variable.dtype else 4) for variable in made)
+        if self.fresh > max(self.opened.size, _SMALL) * 8:
+            raise LimitError(
+                f"its config asks for {self.fresh:,} bytes for which the file has no values, and the file has "
+                f"{self.opened.size:,}. If it was compiled, kustom.load(…, compile=False) may take it.",
+                file=self.file,
+                part=archive.CONFIG,
+            )
 
     def _compiled(self, rebuilt: Rebuilt) -> list[Any]:
         return [rebuilt.objects[number] for number, _ in rebuilt.compiles]
@@ -238,8 +244,8 @@ class _Loading:
         for number, config in rebuilt.compiles:
             model = rebuilt.objects[number]
             try:
-                made = private.compile_again(model, config, self.parts.find, rebuilt.objects, self._initialize)
-            except LimitError:
+                made = private.compile_again(model, config, self.parts.find, rebuilt.objects, self._initialize, self._account)
+            except (LimitError, MemoryError):
                 raise
             except Exception as error:
                 # As above: losses and metrics are made here.
@@ -272,7 +278,7 @@ class _Loading:
 
     def _other_output(self, model: Any, recorded: dict[str, Any], allowed: float) -> str | None:
         try:
-            x = recording.inputs_from(recorded["input"])
+            x = recording.inputs_from(recorded["input"], model)
         except (TypeError, ValueError) as error:
             raise self._malformed("recorded", error) from error
         try:
