@@ -68,6 +68,9 @@ class Fit:
         hooks: Hooks | None = None
         line = StatusLine(self._epochs.stop, self._source.batches, self._verbose)
         first = self._epochs.start
+        begin = getattr(self._loop._step, "begin", None)
+        if begin is not None:
+            begin()
         try:
             for epoch in self._epochs:
                 if epoch < first:
