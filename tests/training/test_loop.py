@@ -327,6 +327,39 @@ def test_validation():
     assert len(history.history["val_mse"]) == 1
 
 
+@pytest.mark.parametrize("given", ["several inputs", "several targets", "a split", "batches"])
+def test_validation_data_may_hold_tuples(given):
+    half = X[:, :1]
+
+    def of_two(xs, y):
+        return {"loss": ops.mean(ops.sum(xs[0], -1) + ops.sum(xs[1], -1) - y[:, 0])}
+
+    def of_two_targets(x, ys):
+        return {"loss": ops.mean(ops.sum(x, -1) - ys[0][:, 0] - ys[1][:, 0])}
+
+    if given == "several targets":
+        step, x, y, expected = of_two_targets, X, (Y, half), np.mean(X.sum(-1) - Y[:, 0] - half[:, 0])
+    else:
+        step, x, y, expected = of_two, (X, half), Y, np.mean(X.sum(-1) + half[:, 0] - Y[:, 0])
+    options = {
+        "several inputs": {"validation_data": ((X, half), Y)},
+        "several targets": {"validation_data": (X, (Y, half))},
+        "batches": {"validation_data": [((X, half), Y)]},
+        "a split": {"validation_split": 0.5},
+    }[given]
+    if given == "a split":
+        held = slice(len(X) // 2, None)
+        expected = np.mean(X[held].sum(-1) + half[held, 0] - Y[held, 0])
+    history = kustom.Loop(step, eval_step=step).fit(x, y, verbose=0, **options).history
+    assert history["val_loss"] == pytest.approx([expected], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("data", [(), (X, Y, Y, Y)])
+def test_a_tuple_of_another_length_is_no_validation_data(data):
+    with pytest.raises(errors.SettingError, match=f"a tuple of {len(data)}; expected"):
+        kustom.Loop(lambda x, y: None, eval_step=lambda x, y: None).fit(X, Y, validation_data=data, verbose=0)
+
+
 def test_a_second_fit_traces_nothing():
     _, optimizer, step = regression()
     loop = kustom.Loop(step)

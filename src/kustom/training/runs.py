@@ -161,9 +161,12 @@ class Validation:
         way: str,
         compiler: str | None,
     ) -> None:
-        given = data if isinstance(data, tuple) and not isinstance(data[0], tuple) else (data,)
-        if len(given) > 3:
-            raise SettingError(f"validation_data is a tuple of {len(given)}; expected (x, y) or (x, y, sample_weight).")
+        given = data if isinstance(data, tuple) else (data,)
+        if not 1 <= len(given) <= 3:
+            raise SettingError(
+                f"validation_data is a tuple of {len(given)}; expected (x,), (x, y) or (x, y, sample_weight), each of which may "
+                "hold several arrays, or a list of batches."
+            )
         if isinstance(frequency, int):
             whole_number(frequency, "validation_freq", 1)
         self._frequency = frequency
