@@ -85,6 +85,36 @@ def test_what_the_step_returns_is_averaged_by_samples():
     assert history.history == {"mine": [pytest.approx(3.0)], "val_mine": [pytest.approx(3.0)]}
 
 
+@pytest.mark.parametrize("way", ["loop", "eager", "falls back"])
+def test_the_mean_does_not_depend_on_how_many_batches_a_call_has(way):
+    from kustom.backends.lifting.eager import Eager
+
+    x = np.random.default_rng(1).uniform(0, 1e4, (4096, 1)).astype("float32")
+
+    def step(x):
+        return {"loss": x[0, 0], "other": x[0, 0] * 0 + np.float32(0.1)}
+
+    compiled = kustom.Loop(step)._phase("train", way, None).compiled
+    call = compiled.arguments((x[:1],), {})
+    entry = compiled.entry(call)
+    program = entry.program
+    if way == "falls back":
+        program = Eager(lambda tensors: [tensors[0][0, 0], tensors[0][0, 0] * 0 + np.float32(0.1)])
+        x = x[:512]
+    data, number = [ops.convert_to_tensor(x[:, None])], len(x)
+    expected = [x.astype("float64").sum(), number * float(np.float32(0.1))]
+    for length in (number, 128):
+        calls = [program.loop(data, None, start, length) for start in range(0, number, length)]
+        for column, sum_ in zip(zip(*calls, strict=True), expected, strict=True):
+            np.testing.assert_allclose(sum(map(float, column)), sum_, rtol=1e-12)
+
+
+def test_a_sum_of_what_is_not_finite_is_as_it_was():
+    x = np.array([[1.0], [np.inf], [2.0]], "float32")
+    history = kustom.Loop(lambda x: {"loss": x[0, 0]}).fit(x, batch_size=1, epochs=2, on_nonfinite="ignore", verbose=0)
+    assert history.history["loss"] == [np.inf, np.inf]
+
+
 def test_a_bare_scalar_is_the_loss():
     assert kustom.Loop(lambda x: ops.mean(x)).fit(X, verbose=0).history["loss"] == [pytest.approx(X.mean(), abs=1e-5)]
 
