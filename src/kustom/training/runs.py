@@ -94,6 +94,8 @@ class Fit:
                     end()
                 hooks.call("on_train_end", self._last())
         finally:
+            if hooks is not None:
+                hooks.give_back()
             line.close()
             self._history.execution = self._pass.runner.report()
 
@@ -109,7 +111,7 @@ class Fit:
         if model is not None:
             self._history.set_model(model)
             model.history = self._history  # pyright: ignore[reportAttributeAccessIssue]  (Keras sets it in fit, too)
-            hooks.lend_optimizer(entry.reached.all(keras.optimizers.Optimizer))
+            hooks.lend_optimizer(entry.reached.all(keras.optimizers.Optimizer), entry.program.variables)
         return hooks
 
     def _epoch(self, epoch: int, block: Block | None, hooks: Hooks, line: StatusLine) -> None:
