@@ -299,3 +299,149 @@ def test_an_integer_argument_may_have_its_none():
         return ops.take(x, index), lambda upstream: (ops.one_hot(index, 3) * upstream * 5, None)
 
     close(kustom.grad(pick)(tensor([1.0, 2.0, 3.0]), tensor(1, "int32")), [0.0, 5.0, 0.0])
+
+
+@kustom.custom_gradient
+def square(x):
+    return x * x, lambda upstream: upstream * 2 * x
+
+
+@kustom.custom_gradient
+def nested(x):
+    """A gradient in whose value and whose slope another one is."""
+    y = square(x)
+    return y * x, lambda upstream: upstream * 3 * y
+
+
+def third_by_tape(f, x):
+    with kustom.GradientTape() as tape:
+        tape.watch(x)
+        first, second = second_by_tape(f, x)
+    return first, second, tape.gradient(second, x)
+
+
+def third_by_one_tape(f, x):
+    with kustom.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        first = tape.gradient(f(x), x)
+        second = tape.gradient(first, x)
+    return first, second, tape.gradient(second, x)
+
+
+def third_by_functions(f, x):
+    first = kustom.grad(f)
+    second = kustom.grad(first)
+    return first(x), second(x), kustom.grad(second)(x)
+
+
+def differences(f, x, step=2e-3):
+    """The first three derivatives, central differences in float64."""
+    far, near, here, on, farther = (f(x + step * k) for k in (-2, -1, 0, 1, 2))
+    return (
+        (on - near) / (2 * step),
+        (on - 2 * here + near) / step**2,
+        (farther - 2 * on + 2 * near - far) / (2 * step**3),
+    )
+
+
+THIRDS = [third_by_tape, third_by_one_tape, third_by_functions]
+# The custom gradient inside what is not linear in it: the second derivative is that of the value's way and the slope's.
+COMPOSED = [
+    pytest.param(lambda x: ops.sin(square(x)), lambda v: np.sin(v * v), id="around"),
+    pytest.param(lambda x: square(ops.sin(x)), lambda v: np.sin(v) ** 2, id="inside"),
+    pytest.param(lambda x: square(square(x)) * x, lambda v: v**5, id="twice"),
+    pytest.param(lambda x: ops.exp(nested(x)), lambda v: np.exp(v**3), id="nested"),
+]
+
+
+@pytest.mark.parametrize(("f", "by_numpy"), COMPOSED)
+@pytest.mark.parametrize("third", THIRDS)
+def test_higher_orders_are_those_of_the_value_too(third, f, by_numpy):
+    found = [float(array(each)) for each in third(f, tensor(0.7))]
+    np.testing.assert_allclose(found, differences(by_numpy, 0.7), rtol=2e-4)
+
+
+@pytest.mark.parametrize("third", THIRDS)
+def test_higher_orders_inside_a_compiled_function(third):
+    compiled = kustom.function(lambda x: third(lambda x: ops.sin(nested(square(x))), x))
+    found = [float(array(each)) for each in compiled(tensor(0.7))]
+    np.testing.assert_allclose(found, differences(lambda v: np.sin(v**6), 0.7), rtol=2e-4)
+
+
+def test_jacobian_hessian_and_hvp_of_what_is_composed():
+    x = tensor([0.7, 0.2])
+
+    def f(x):
+        return ops.sum(ops.sin(square(x)))
+
+    _, second, _ = differences(lambda v: np.sin(v * v), np.asarray([0.7, 0.2]))
+    close(kustom.hessian(f)(x), np.diag(second), rtol=1e-4)
+    close(kustom.jacobian(kustom.grad(f))(x), np.diag(second), rtol=1e-4)
+    close(kustom.hvp(f)(x, tensor([1.0, -2.0])), second * [1.0, -2.0], rtol=1e-4)
+
+
+def test_mixed_second_derivatives_of_several_inputs():
+    def f(x, y):
+        return ops.sin(product(square(x), y))
+
+    x, y = 0.7, 1.3
+    mixed = kustom.grad(kustom.grad(f), argnums=1)(tensor(x), tensor(y))
+    close(mixed, 2 * x * np.cos(x * x * y) - 2 * x**3 * y * np.sin(x * x * y))
+    second = kustom.grad(kustom.grad(f, argnums=1), argnums=1)(tensor(x), tensor(y))
+    close(second, -(x**4) * np.sin(x * x * y))
+
+
+def test_higher_orders_of_several_outputs():
+    @kustom.custom_gradient
+    def pair(x):
+        return (x * x, x * x * x), lambda a, b: a * 2 * x + b * 3 * x * x
+
+    def f(x):
+        a, b = pair(x)
+        return ops.sin(a) * b
+
+    found = [float(array(each)) for each in third_by_functions(f, tensor(0.7))]
+    np.testing.assert_allclose(found, differences(lambda v: np.sin(v**2) * v**3, 0.7), rtol=2e-4)
+
+
+def test_higher_orders_by_the_variables_that_are_read():
+    w = keras.Variable(1.3)
+
+    @kustom.custom_gradient
+    def scaled(x):
+        def gradient(upstream, variables=None):
+            return upstream * 2 * x * w, [upstream * x * x for _ in variables]
+
+        return w * x * x, gradient
+
+    def f(x):
+        return ops.sin(scaled(x))
+
+    x, v = tensor(0.7), 0.7
+    inner = 1.3 * v * v
+    by_x = kustom.grad(f)
+    by_w = kustom.grad(f, variables=w)
+    close(kustom.grad(by_x)(x), 2.6 * np.cos(inner) - (2.6 * v) ** 2 * np.sin(inner))
+    close(kustom.grad(by_x, variables=w)(x), 2 * v * np.cos(inner) - 2.6 * v**3 * np.sin(inner))
+    close(kustom.grad(by_w, variables=w)(x), -(v**4) * np.sin(inner))
+    close(kustom.function(kustom.grad(by_w, variables=w))(x), -(v**4) * np.sin(inner))
+    with kustom.GradientTape() as outer, kustom.GradientTape() as tape:
+        y = f(x)
+        first = tape.gradient(y, w)
+    close(outer.gradient(first, w), -(v**4) * np.sin(inner))
+
+
+def test_a_variable_that_the_gradient_is_silent_on_has_its_way_through_the_slope_alone():
+    w = keras.Variable(1.3)
+
+    @kustom.custom_gradient
+    def scaled(x):
+        return w * x * x, lambda upstream: upstream * 2 * x * w
+
+    def f(x):
+        return ops.sin(scaled(x))
+
+    x, v = tensor(0.7), 0.7
+    inner = 1.3 * v * v
+    close(kustom.grad(kustom.grad(f))(x), 2.6 * np.cos(inner) - (2.6 * v) ** 2 * np.sin(inner))
+    close(kustom.grad(kustom.grad(f), variables=w)(x), 2 * v * np.cos(inner))

@@ -496,17 +496,20 @@ def attached(outputs: list[Any], inputs: list[Any], pullback: Callable[[list[Any
     floating = [is_differentiable(y) for y in outputs]
     examples = [jax.ShapeDtypeStruct(jnp.shape(y), y.dtype) for y in outputs]
     closed = jax.make_jaxpr(pull)(examples)
+    # Alone: the functions below refer to each other, and are to keep no value alive.
+    program = closed.jaxpr
 
     @jax.custom_vjp
     def attach(outputs: list[Any], inputs: list[Any], consts: list[Any]) -> list[Any]:
         return list(outputs)
 
     def forward(outputs: list[Any], inputs: list[Any], consts: list[Any]) -> Any:
-        return list(outputs), consts
+        # Attached again: where what is differentiated here is itself differentiated, the value's way is not that of `consts`.
+        return attach(outputs, inputs, consts), consts
 
     def backward(consts: list[Any], cotangents: list[Any]) -> Any:
         filled = [ct if f else jnp.zeros(e.shape, e.dtype) for ct, f, e in zip(cotangents, floating, examples, strict=True)]
-        return None, core.eval_jaxpr(closed.jaxpr, consts, *filled), None
+        return None, core.eval_jaxpr(program, consts, *filled), None
 
     attach.defvjp(forward, backward)
     # To an input without a gradient there is no way at all.
