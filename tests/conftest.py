@@ -35,6 +35,10 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # On JAX and TensorFlow each model is compiled anew. So that `make test` stays within its minutes, some of the work is done
 # there by `make test-all` alone, while torch does all of it each time: these, and of a test with many cases all but a part.
 LONG = (
+    "defining/test_naming.py::test_a_module_run_by_name_counts_under_its_name",
+    "defining/test_naming.py::test_a_notebook_counts_under_main",
+    "defining/test_naming.py::test_a_script_counts_under_its_files_stem",
+    "defining/test_naming.py::test_parts_of_a_function_pickle_where_they_are_registered",
     "gradients/test_across_backends.py",
     "recipes/test_gradients.py",
     "recipes/test_regression.py::test_ctrl_c_saves_what_was_reached",
@@ -49,7 +53,15 @@ LONG = (
     "training/test_function_state.py",
     "training/test_model.py",
 )
-LONG_ON_TENSORFLOW = ("recipes/test_regression.py::test_a_run_leaves_a_complete_folder",)
+LONG_ON = {
+    "jax": (
+        "gradients/test_compositions.py::test_compositions",
+        "gradients/test_layers.py::test_the_gradients_in_float32_are_the_backends_own",
+        "gradients/test_numerical.py::test_one_entry_of_a_thousand_is_found",
+        "reports/test_gradients.py::test_a_penalty_through_a_normalization_agrees_with_differences",
+    ),
+    "tensorflow": ("recipes/test_regression.py::test_a_run_leaves_a_complete_folder",),
+}
 FEW = 3
 
 
@@ -57,7 +69,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     backend = keras.backend.backend()
     if backend == "torch":
         return
-    long = LONG + LONG_ON_TENSORFLOW * (backend == "tensorflow")
+    long = LONG + LONG_ON[backend]
     cases: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         if item.get_closest_marker("slow") is None:

@@ -46,6 +46,17 @@ def test_only_the_backends_import_a_backend(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_only_the_backends_take_a_backend_from_what_is_imported(path):
+    loaded = [
+        node.slice.value
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "sys.modules" and isinstance(node.slice, ast.Constant)
+    ]
+    if _room(path) != "backends":
+        assert not [name for name in loaded if str(name).split(".")[0] in ("tensorflow", "jax", "torch")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
 def test_what_is_private_to_keras_stands_in_one_file(path):
     if path.name != "keras.py":
         assert not [name for name, _ in _imports(path) if name.startswith("keras.src")]

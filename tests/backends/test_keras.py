@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 import pytest
 
 from kustom.backends import keras as private
@@ -36,6 +37,48 @@ def test_the_registry():
     assert keras.saving.get_registered_name(Thing) == "private>Other"
     assert keras.saving.get_registered_object("private>Older") is Thing
     assert private.registered("private>nothing") is None
+
+
+def test_everything_that_was_registered_under_a_name():
+    def registered():
+        @keras.saving.register_keras_serializable("taken")
+        class Thing(keras.layers.Layer):
+            pass
+
+        return Thing
+
+    first, second = registered(), registered()
+    assert private.registered("taken>Thing") is second
+    assert private.registered_as("taken>Thing") == [first, second]
+    assert private.registered_as("taken>nothing") == []
+
+
+def test_a_function_becomes_the_loss_that_compile_makes_of_it():
+    def halved(y_true, y_pred):
+        return keras.ops.mean(keras.ops.abs(y_true - y_pred), axis=-1) / 2
+
+    loss = private.as_loss(halved)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="ones", use_bias=False)])
+    model.compile(loss=halved, jit_compile=False)
+    x, y = np.array([[1.0], [2.0], [4.0]], "float32"), np.array([0.0, 3.0, 0.0], "float32")
+    assert float(loss(y, x)) == pytest.approx(1.0)
+    assert model.evaluate(x, y, verbose=0) == pytest.approx(1.0)
+    assert float(loss(y, x, sample_weight=np.array([1.0, 0.0, 0.0], "float32"))) == pytest.approx(0.5 / 3)
+
+
+def test_the_default_of_training_in_a_call():
+    class Asked(keras.layers.Layer):
+        def call(self, x, training):
+            return x
+
+    class On(keras.layers.Layer):
+        def call(self, x, training=True):
+            return x
+
+    assert private.training_default(keras.layers.Dense(1)) is None
+    assert private.training_default(keras.layers.Dropout(0.5)) is False
+    assert private.training_default(Asked()) is None
+    assert private.training_default(On()) is True
 
 
 def test_functions_that_a_file_can_name():

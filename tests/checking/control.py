@@ -179,6 +179,7 @@ _FLAT = "a bug of Keras: a metric of this function broadcasts flat targets (docs
 _ENTRY = "wants a weight an entry"
 _LATE = "a bug of Keras: its state is made by the first update (docs/found-in-keras.md)"
 _LOST = "a bug of Keras: the argument is not saved (docs/found-in-keras.md)"
+_FLAT_IMAGE = "a bug of Keras: of an image of one colour the gradient is NaN (docs/found-in-keras.md)"
 _AUGMENTING = [
     n
     for n, c in vars(L).items()
@@ -223,6 +224,12 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "activations.sparsemax": {"N302": "a bug of Keras on torch: it does not sum to 1 (docs/found-in-keras.md)"},
     "layers.CategoryEncoding": {"S203": "it gives float32 by documentation", "T404": "it looks at values, by documentation"},
     **{f"layers.{name}": {"T408": _AUGMENTS} for name in _AUGMENTING},
+    **{f"layers.{name}": {"T408": _AUGMENTS, "G202": _FLAT_IMAGE} for name in ("AutoContrast", "RandAugment")},
+    **{
+        f"layers.{name}": {"T408": _AUGMENTS, "T404": "on torch its histogram needs values"}
+        for name in ("ContrastLimitedAdaptiveHistogramEqualization", "Equalization")
+    },
+    "layers.RandomShear": {"T408": _AUGMENTS, "C102": "a bug of Keras: it refuses its own config (docs/found-in-keras.md)"},
     "losses.BinaryCrossentropy": {"N304": "a bug of Keras: its constant of 1e-7 is lost in low precision (docs/found-in-keras.md)"},
     "layers.ELU": {"C108": "a bug of Keras: alpha, changed, is saved as it was (docs/found-in-keras.md)"},
     "layers.UnitNormalization": {"G202": "a bug of Keras: the gradient of normalize is NaN at 0 (docs/found-in-keras.md)"},

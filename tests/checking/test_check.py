@@ -9,7 +9,7 @@ from keras import ops
 import kustom
 from kustom import errors
 from kustom.checking import rules
-from kustom.checking.finding import NotRun
+from kustom.checking.finding import NotChecked, NotRun
 from kustom.checking.report import Report
 
 
@@ -31,6 +31,38 @@ def test_a_part_that_does_not_hold_raises_its_report():
         kustom.check(misspelt, only="B601")
     assert [finding.code for finding in caught.value.report.findings] == ["B601"]
     assert caught.value.report.findings[0].place.endswith(f"test_check.py:{misspelt.__code__.co_firstlineno + 1}")
+
+
+def test_a_tensor_of_another_library_is_none_of_the_backend():
+    class Elsewhere:
+        shape = (3,)
+
+    def through_another_library(w):
+        return Elsewhere()
+
+    report = kustom.check(through_another_library, only="B601", on_fail=None)
+    assert "Elsewhere, which is no tensor of" in report.findings[0].message
+
+
+def test_a_layer_of_which_no_other_can_be_made_keeps_its_policy():
+    layer = keras.layers.Lambda(lambda x: ops.exp(x))
+    report = kustom.check(layer, only="S203,G204", on_fail=None)
+    assert not report.findings
+    assert layer.dtype_policy.name == "float32"
+
+
+def test_what_returns_nothing_has_no_shape_or_dtype_that_were_wrong():
+    class Nothing(keras.layers.Layer):
+        def call(self, x, training=None):
+            if training:
+                return x
+
+        def compute_output_shape(self, input_shape):
+            return input_shape
+
+    report = kustom.check(Nothing(), only="S202,S203,T402", on_fail=None)
+    assert {finding.code for finding in report.findings} == {"T402"}
+    assert all("see T402" in outcome.why for outcome in report if isinstance(outcome, NotChecked))
 
 
 def test_a_report_can_be_had_whatever_it_says():
@@ -85,7 +117,7 @@ def test_an_expected_failure_has_its_reason_and_one_that_passes_is_reported():
     report = kustom.check(misspelt, only="B601", expected_failures={"B601": "shown in the tests"})
     assert report.ok
     assert "(expected: shown in the tests)" in str(report)
-    report = kustom.check(ops.softplus, only="B601", expected_failures={"B601": "of old"})
+    report = kustom.check(ops.softplus, only="N301", expected_failures={"N301": "of old"})
     assert {passed.after_all for passed in report.passed_after_all} == {"of old"}
     assert "passed, though expected to fail: of old" in str(report)
 
@@ -107,4 +139,4 @@ def test_what_depends_on_a_check_that_failed_is_not_run():
     assert waiting["N304"] == ("B601",)
     assert waiting["C103"] == ("B601", "C102", "C104")
     # And what does not depend on it has spoken.
-    assert {finding.code for finding in report.findings} == {"B601", "C104"}
+    assert {finding.code for finding in report.findings} == {"B601", "C104", "U003"}

@@ -49,3 +49,11 @@ def test_a_module_can_be_trusted(path, capsys):
     assert main(["inspect", "--trust", "my_package", "--trust", "other", str(path)]) == 0
     assert main(["inspect", "--trust", "a-b", str(path)]) == 2
     assert "trust=" in capsys.readouterr().err
+
+
+def test_limits_are_those_of_loading(path, capsys):
+    assert main(["inspect", "--limit", "max_layers=1", "--limit", "max_size=1_000", str(path)]) == 1
+    assert "max_layers" in capsys.readouterr().out
+    for limit in ("max_layer=1", "max_layers=0", "max_layers=few", "max_layers"):
+        assert main(["inspect", "--limit", limit, str(path)]) == 2
+        assert "max_layer" in capsys.readouterr().err

@@ -14,7 +14,6 @@ import pytest
 import kustom
 from kustom import errors
 from kustom.saving import archive
-from kustom.saving.limits import Limits
 
 
 @kustom.part(package="inspected")
@@ -90,7 +89,7 @@ def test_what_it_would_need_is_no_anomaly(path):
     layer = next(each for each in config["config"]["layers"] if each["name"] == "shifted")
     layer |= {"module": "pack.parts", "registered_name": "pack.parts>Shifted"}
     file = io.BytesIO()
-    manifest = {"parts": [{"registered_name": "pack.parts>Shifted", "distribution": "pack", "version": "1.2"}]}
+    manifest = {"format": 1, "parts": [{"registered_name": "pack.parts>Shifted", "distribution": "pack", "version": "1.2"}]}
 
     def text(sums):
         return json.dumps({**manifest, "sums": dict(sums), "versions": {"kustom": "9.9"}}).encode()
@@ -129,8 +128,29 @@ def test_what_is_no_archive_has_nothing_to_show(tmp_path):
 
 
 def test_limits_are_shown_as_anomalies(path):
-    (error,) = kustom.inspect(path, limits=Limits(max_layers=2)).anomalies
+    (error,) = kustom.inspect(path, max_layers=2).anomalies
     assert isinstance(error, errors.LimitError)
+    with pytest.raises(errors.LimitError, match="max_bytes=") as caught:
+        kustom.inspect(path, max_bytes=10)
+    with pytest.raises(errors.LimitError) as loading:
+        kustom.load(path, max_bytes=10)
+    assert str(caught.value) == str(loading.value)
+    with pytest.raises(errors.LimitError, match="there is no limit 'max_byte'; there are max_bytes"):
+        kustom.inspect(path, max_byte=10)
+
+
+@pytest.mark.parametrize("change", [{"format": 99}, {"format": None}, {"recorded": []}, {"parts": [5]}])
+def test_what_a_manifest_says_speaks_against_a_file_as_it_does_when_it_is_loaded(path, tmp_path, change):
+    with archive.read(path) as read:
+        members = {name: bytes(read.data(name)) for name in read.members}
+    file = io.BytesIO()
+    archive.write(
+        file, [*members.items(), ("kustom.json", lambda sums: json.dumps({"format": 1, "sums": dict(sums), **change}).encode())]
+    )
+    (anomaly,) = kustom.inspect(file).anomalies
+    with pytest.raises(errors.FormatError) as caught:
+        kustom.load(file)
+    assert str(caught.value) == str(anomaly)
 
 
 def test_names_command_no_terminal_and_no_page(path):

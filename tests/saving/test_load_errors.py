@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import importlib
 import io
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from keras import ops
 
 import kustom
 from kustom import errors
+from kustom.saving import loading
 
 
 def written(folder: Path, *layers: Any, loss: Any = None, size: int = 4) -> Path:
@@ -91,7 +94,7 @@ def test_an_output_that_is_other_since_the_source_changed(tmp_path):
 
 def test_a_part_that_refuses_the_recorded_input(tmp_path):
     path = written(tmp_path, keras.layers.Dense(1))
-    changed(path, kustom=lambda m: m["recorded"]["input"]["leaf"].update(shape=[2, 5]))
+    changed(path, kustom=lambda m: m["recorded"]["input"]["leaf"].update(shape=[2, 3]))
     with pytest.raises(errors.OtherModelError, match="refuses the recorded input"):
         kustom.load(path)
 
@@ -110,11 +113,98 @@ def test_a_manifest_that_says_something_else(tmp_path, entry, value):
         kustom.load(path)
 
 
+def in_leaf(**changes: Any) -> Callable[[Any], None]:
+    return lambda manifest: manifest["recorded"]["input"]["leaf"].update(changes)
+
+
+def in_recorded(**changes: Any) -> Callable[[Any], None]:
+    return lambda manifest: manifest["recorded"].update(changes)
+
+
+@pytest.mark.parametrize(
+    ("entry", "change"),
+    [
+        ("recorded", in_leaf(words=[], dtype="string")),
+        ("recorded", in_leaf(seed=1.7e308)),
+        ("recorded", in_leaf(high=1e308)),
+        ("recorded", in_leaf(shape=[2, True])),
+        ("recorded", in_leaf(shape=[-1, 4])),
+        ("recorded", in_leaf(dtype=["float32"])),
+        ("recorded", in_leaf(data="AAAA")),
+        ("recorded", in_leaf(text=["a"])),
+        ("recorded", in_recorded(input={"list": 5})),
+        ("recorded", in_recorded(input={"dict": []})),
+        ("recorded", in_recorded(input={"list": [], "dict": {}})),
+        ("recorded", in_recorded(tolerance="inf")),
+        ("recorded", in_recorded(tolerance=1e300)),
+        ("recorded", in_recorded(tolerance=-1)),
+        ("recorded", in_recorded(device=7)),
+        ("recorded", in_recorded(measures=[{"place": [], "probe": "unit"}])),
+        (
+            "recorded",
+            in_recorded(measures=[{"place": "/", "probe": "unit", "values": {"shape": [], "dtype": "string", "text": ["a"]}}]),
+        ),
+        ("recorded", lambda m: m["recorded"].pop("input")),
+        ("recorded", lambda m: m["recorded"]["outputs"][0].pop("values")),
+        ("recorded", lambda m: m["recorded"]["outputs"][0].update(shape=5)),
+        ("recorded", lambda m: m.pop("versions")),
+        ("versions", lambda m: m.update(versions=[])),
+        ("versions", lambda m: m.update(versions={"backend": 1})),
+        ("types", lambda m: m.update(types={"tuples": [[]]})),
+        ("paths", lambda m: m.update(paths=[7])),
+        ("parts", lambda m: m.update(parts=[{"registered_name": 5}])),
+        ("parts", lambda m: m["parts"][0].update(source=7)),
+        ("parts", lambda m: m["parts"][0].update(uses=[{}])),
+    ],
+)
+def test_an_entry_of_the_manifest_that_kustom_does_not_write(tmp_path, entry, change):
+    path = changed(written(tmp_path, Scaled()), kustom=lambda m: change(m) and None)
+    with pytest.raises(errors.FormatError, match=rf"kustom\.json: its entry '{entry}' is not what kustom writes"):
+        kustom.load(path)
+
+
+def test_a_newer_manifest_that_does_not_say_of_which_kustom(tmp_path):
+    path = changed(written(tmp_path, Scaled()), kustom=lambda m: m.update(format=2, versions=[]))
+    with pytest.raises(errors.FormatError, match="kustom of a newer version"):
+        kustom.load(path)
+
+
 def test_an_input_that_would_fill_the_memory(tmp_path):
     path = written(tmp_path, Scaled())
     changed(path, kustom=lambda m: m["recorded"]["input"]["leaf"].update(shape=[10**6, 10**6]))
-    with pytest.raises(errors.FormatError, match="array of the shape"):
+    with pytest.raises(errors.FormatError, match=r"arrays of 1,000,000,000,000 entries together"):
         kustom.load(path)
+
+
+def test_many_inputs_that_would_fill_the_memory_together(tmp_path):
+    def many(manifest: Any) -> None:
+        leaf = manifest["recorded"]["input"]
+        manifest["recorded"]["input"] = {"list": [{"leaf": {**leaf["leaf"], "shape": [2**19, 4]}}] * 5}
+
+    with pytest.raises(errors.FormatError, match=r"arrays of 10,485,760 entries together"):
+        kustom.load(changed(written(tmp_path, Scaled()), kustom=many))
+
+
+@pytest.mark.parametrize("shape", [[1, 2000], [5, 8], [2], [2, 8, 1]])
+def test_an_input_of_a_shape_that_save_does_not_make(tmp_path, shape):
+    model = keras.Sequential([keras.Input((None,), dtype="int32"), keras.layers.Embedding(4, 2)])
+    kustom.save(model, tmp_path / "model.keras")
+    path = changed(tmp_path / "model.keras", kustom=in_leaf(shape=shape))
+    with pytest.raises(errors.FormatError, match="which the model does not take"):
+        kustom.load(path)
+
+
+def test_an_input_that_was_given_of_more_rows_than_are_kept(tmp_path):
+    given = {"shape": [5, 4], "dtype": "bool", "data": base64.b64encode(bytes(20)).decode()}
+    path = changed(written(tmp_path, Scaled()), kustom=lambda m: in_recorded(input={"leaf": given})(m))
+    with pytest.raises(errors.FormatError, match="an input of 5 rows, where 4 are the most"):
+        kustom.load(path)
+
+
+def test_an_input_of_the_size_that_the_model_says_is_made_up(tmp_path):
+    model = keras.Sequential([keras.Input(batch_shape=(7, 300)), keras.layers.Dense(1)])
+    kustom.save(model, tmp_path / "model.keras")
+    assert kustom.load(tmp_path / "model.keras").layers[0].units == 1
 
 
 def test_a_field_that_was_renamed(tmp_path):
@@ -153,6 +243,83 @@ def test_weights_that_do_not_fit(tmp_path):
     changed(path, config=lambda c: c["config"]["layers"][-1]["config"].update(units=5))
     with pytest.raises(errors.FileError, match="shape"):
         kustom.load(path)
+
+
+class OfTables(keras.layers.Layer):
+    """Reads what it stored in ways of its own, as with the data sets of Keras."""
+
+    def build(self, input_shape):
+        self.table = self.add_weight(shape=(4,), name="table", initializer="ones")
+        self.scale = self.add_weight(shape=(), name="scale", initializer="ones")
+
+    def call(self, x):
+        return x * self.table * self.scale
+
+    def save_own_variables(self, store):
+        store["table"] = np.float64(1) * ops.convert_to_numpy(self.table)
+        store["scale"] = ops.convert_to_numpy(self.scale)
+
+    def load_own_variables(self, store):
+        table = store["table"]
+        assert (len(table), table.shape, float(table[1:][0])) == (4, (4,), 5.0)
+        assert np.array(table, dtype="float16").dtype == "float16"
+        self.table.assign(np.array(table))
+        self.scale.assign(ops.convert_to_tensor(store["scale"]))
+
+
+keras.saving.register_keras_serializable("load_errors")(OfTables)
+
+
+def test_a_layer_that_reads_what_it_stored_itself(tmp_path):
+    layer = OfTables()
+    layer.build((None, 4))
+    layer.table.assign([4.0, 5.0, 6.0, 7.0])
+    layer.scale.assign(3.0)
+    loaded = kustom.load(written(tmp_path, layer)).layers[-1]
+    assert [float(ops.convert_to_numpy(loaded.scale)), *ops.convert_to_numpy(loaded.table)] == [3.0, 4.0, 5.0, 6.0, 7.0]
+
+
+def with_array(path: Path, end: str, array: np.ndarray) -> Path:
+    """The file, as plain Keras would write it, with another array in its weights."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist() if name != "kustom.json"}
+    data = io.BytesIO(members["model.weights.h5"])
+    with h5py.File(data, "r+") as file:
+        places: list[str] = []
+        file.visit(places.append)
+        (place,) = [place for place in places if place.endswith(end)]
+        del file[place]
+        file[place] = array
+    members["model.weights.h5"] = data.getvalue()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, member in members.items():
+            archive.writestr(name, member)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("layer", "place"),
+    [
+        (lambda: keras.layers.Dense(2), "dense/vars/0"),
+        (lambda: keras.layers.EinsumDense("ab,bc->ac", (2,)), "einsum_dense/vars/0"),
+        (lambda: Grows(), "grows/vars/0"),
+    ],
+)
+def test_weights_of_another_dtype(tmp_path, layer, place):
+    path = written(tmp_path, layer())
+    shape = kustom.load(path).layers[-1].weights[0].shape
+    with pytest.raises(errors.WeightsError, match=r"has the dtype int8, and .* is float32"):
+        kustom.load(with_array(path, place, np.ones(shape, "int8")))
+
+
+@pytest.mark.parametrize(("array", "said"), [(np.ones((4, 1), "int8"), "dtype int8"), (np.ones((1, 4), "float32"), "shape")])
+def test_a_state_of_an_optimizer_that_does_not_fit(tmp_path, array, said):
+    model: Any = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(momentum=0.5), "mse")
+    model.fit(np.ones((4, 4)), np.ones((4, 1)), verbose=0)
+    kustom.save(model, tmp_path / "model.keras")
+    with pytest.raises(errors.WeightsError, match=f"optimizer/vars/2 has the {said}"):
+        kustom.load(with_array(tmp_path / "model.keras", "optimizer/vars/2", array))
 
 
 @kustom.part
@@ -319,3 +486,77 @@ def test_what_would_be_refused_when_it_is_loaded(tmp_path):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Lambda(named)])
     with pytest.raises(errors.UnsavableError, match="lambda"):
         kustom.save(model, tmp_path / "model.keras")
+
+
+@keras.saving.register_keras_serializable("load_errors")
+class Failing(keras.layers.Layer):
+    """A layer that fails where and as it is told to, once it was saved."""
+
+    where = ""
+    error: Exception = ValueError("fails")
+
+    def fail(self, where):
+        if type(self).where == where:
+            raise type(self).error
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.fail("init")
+
+    def build(self, input_shape):
+        self.fail("build")
+
+    def call(self, x):
+        self.fail("call")
+        return x
+
+
+@pytest.mark.parametrize("where", ["init", "build", "call"])
+def test_a_machine_without_memory_says_nothing_of_the_file(tmp_path, monkeypatch, where):
+    path = written(tmp_path, Failing())
+    model = kustom.load(path)
+    monkeypatch.setattr(Failing, "where", where)
+    monkeypatch.setattr(Failing, "error", MemoryError("none left"))
+    with pytest.raises(MemoryError, match="none left"):
+        kustom.load(path)
+    with pytest.raises(MemoryError, match="none left"):
+        kustom.save(model, path)
+
+
+@pytest.mark.parametrize("where", ["init", "call"])
+def test_what_an_error_says_commands_no_terminal(tmp_path, monkeypatch, where):
+    path = written(tmp_path, Failing())
+    monkeypatch.setattr(Failing, "where", where)
+    monkeypatch.setattr(Failing, "error", ValueError("\x1b[1mbold\x1b[0m\n and \x07 \x1b]0;title"))
+    with pytest.raises(errors.FileError) as caught:
+        kustom.load(path)
+    assert "bold and \\x07 \\x1b]0;title" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+class CompiledByHand(keras.Sequential):
+    """With a way of its own to be compiled again."""
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        super().compile_from_config(config)
+
+
+keras.saving.register_keras_serializable("load_errors")(CompiledByHand)
+
+
+@pytest.mark.parametrize("kind", [keras.Sequential, CompiledByHand])
+def test_states_of_many_optimizers_are_counted_together(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(loading, "_SMALL", 1)
+    dense = keras.layers.Dense(100)
+    models = [kind([keras.Input((100,)), dense]) for _ in range(15)]
+    path = tmp_path / "model.keras"
+    for inner in models:
+        inner.compile(keras.optimizers.SGD(), "mse")
+    kustom.save(keras.Sequential([keras.Input((100,)), *models]), path)
+    assert len(kustom.load(path).layers) == 15
+    for inner in models:
+        inner.compile(keras.optimizers.Adam(amsgrad=True, use_ema=True), "mse")
+    kustom.save(keras.Sequential([keras.Input((100,)), *models]), path)
+    with pytest.raises(errors.LimitError, match=r"bytes for which the file has no values.*compile=False"):
+        kustom.load(path)
+    assert len(kustom.load(path, compile=False).layers) == 15

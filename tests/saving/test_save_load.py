@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import importlib
 import io
 import json
@@ -10,6 +11,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import zipfile
 from typing import Any
 
@@ -277,6 +279,10 @@ def state_of(model: Any) -> list[np.ndarray]:
     return [ops.convert_to_numpy(variable).copy() for variable in variables]
 
 
+# The counters of names, which go on, and what Keras remembers of the attributes of classes that it has saved.
+KEPT_BY_KERAS = ("object_name_uids", "saving_attr_skipset_")
+
+
 def process_state() -> list[Any]:
     return [
         random.getstate(),
@@ -288,7 +294,7 @@ def process_state() -> list[Any]:
         os.getcwd(),
         list(sys.path),
         logging.getLogger().level,
-        {name: value for name, value in private.settings_here().items() if name != "object_name_uids"},
+        {name: value for name, value in private.settings_here().items() if not name.startswith(KEPT_BY_KERAS)},
     ]
 
 
@@ -315,6 +321,16 @@ def test_saving_and_loading_change_nothing(tmp_path):
         np.testing.assert_array_equal(one, other)
     names = keras.layers.Dense(1).name, keras.layers.Dense(1).name
     assert int(names[1].rpartition("_")[2]) == int(names[0].rpartition("_")[2]) + 1
+
+
+def test_a_thread_in_which_a_file_was_refused_still_makes_layers():
+    def refused() -> str:
+        with pytest.raises(errors.FormatError):
+            kustom.load(io.BytesIO(b"no archive"))
+        return keras.layers.Dense(1).name
+
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        assert thread.submit(refused).result().startswith("dense")
 
 
 def test_a_part_that_meddles_with_the_process(tmp_path):
@@ -444,3 +460,54 @@ def test_a_module_beside_the_file_is_not_taken_for_the_trusted_one(tmp_path, mon
     sys.path.insert(0, str(tmp_path / "code"))
     assert kustom.load(path, trust="beside_parts").layers[-1].times == 3.0
     assert sys.path == [str(tmp_path / "code"), *around]
+
+
+def test_temporary_files_and_paths_of_bytes(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with tempfile.NamedTemporaryFile(dir=tmp_path) as file:
+        kustom.save(model, file)
+        same_weights(model, kustom.load(file))
+        assert kustom.inspect(file).model == "keras.Sequential"
+    path = os.fsencode(tmp_path / "model.keras")
+    kustom.save(model, path)
+    same_weights(model, kustom.load(path))
+    assert kustom.inspect(path).model == "keras.Sequential"
+
+
+@pytest.mark.parametrize("target", [None, 3])
+def test_what_is_neither_a_path_nor_a_file_object(target):
+    with pytest.raises(errors.UnsavableError, match="to a path or to a binary file object, not to a"):
+        kustom.save(keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)]), target)
+
+
+@keras.saving.register_keras_serializable("save_load")
+class MakesItsModel(keras.layers.Layer):
+    """A layer that makes the model in it from that model's settings, without what it was compiled with."""
+
+    def __init__(self, inner=None, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = inner
+        if inner is None:
+            self.inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+            self.inner.compile("sgd", "mse")
+
+    def call(self, x):
+        return self.inner(x)
+
+    def get_config(self):
+        return {**super().get_config(), "inner": keras.saving.serialize_keras_object(self.inner)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "inner": keras.Sequential.from_config(config["inner"]["config"])})
+
+
+def test_a_compiled_model_that_a_part_makes_itself(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), MakesItsModel()])
+    model.compile("sgd", "mse")
+    kustom.save(model, tmp_path / "model.keras")
+    loaded = kustom.load(tmp_path / "model.keras")
+    np.testing.assert_array_equal(model.get_weights()[0], loaded.get_weights()[0])
+    assert loaded.compiled
+    assert not loaded.layers[0].inner.compiled

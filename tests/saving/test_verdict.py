@@ -9,6 +9,7 @@ import sys
 import threading
 from typing import Any
 
+import hostile
 import keras
 import keras_parts
 import numpy as np
@@ -184,6 +185,31 @@ def test_text_names_keras_or_registered_parts():
     assert not reasons(dense(activation="verdict>doubled"), registered=registered())
     with pytest.raises(errors.UntrustedError):
         judge(dense(activation="verdict>doubled")).hold()
+
+
+@keras.saving.register_keras_serializable("verdict")
+class Ones(keras.initializers.Initializer):
+    def __call__(self, shape, dtype=None):
+        return keras.ops.ones(shape, dtype)
+
+
+def test_text_names_what_fits_its_place():
+    assert not reasons(dense(kernel_initializer="verdict>Ones"), registered=registered())
+    for place in ("kernel_initializer", "bias_regularizer", "kernel_constraint"):
+        for wrong in ("verdict>Scaled", "verdict>distance"):
+            with pytest.raises(errors.UnsafeFileError, match=r"the text 'verdict>\w+' names .*, where an? \w+ was expected"):
+                judge(dense(**{place: wrong}), registered=registered()).hold()
+    with pytest.raises(errors.UnsafeFileError, match=r"the text 'verdict>Ones' names .*Ones, where an activation was expected"):
+        judge(dense(activation="verdict>Ones"), registered=registered()).hold()
+
+
+def test_a_class_of_the_program_is_loaded_by_its_name(tmp_path):
+    keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, kernel_initializer=Ones())]).save(tmp_path / "model.keras")
+    members = hostile.unpacked(tmp_path / "model.keras")
+    config = json.loads(members["config.json"])
+    config["config"]["layers"][1]["config"]["kernel_initializer"] = "verdict>Ones"
+    hostile.packed(tmp_path / "model.keras", {**members, "config.json": json.dumps(config).encode()})
+    assert type(kustom.load(tmp_path / "model.keras").layers[0].kernel_initializer) is Ones
 
 
 def test_what_derives_from_keras_keeps_its_dangers():

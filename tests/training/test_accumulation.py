@@ -212,3 +212,27 @@ def test_what_cannot_be_taken_over_is_refused():
     both = keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(one, {".*bias": other}))
     with pytest.raises(SettingError, match="accumulate over different numbers of batches"):
         kustom.Supervised(dense(), optimizer=both, loss="mse")
+
+
+def test_a_run_that_is_cut_short_leaves_nothing_to_the_next():
+    def run(supervised, **options):
+        kustom.Loop(supervised).fit(X[:16], Y[:16], batch_size=4, shuffle=False, verbose=0, **options)
+
+    def stop(batch, logs):
+        raise KeyboardInterrupt
+
+    keras.utils.set_random_seed(1)
+    supervised = kustom.Supervised(dense(), optimizer=keras.optimizers.SGD(0.1, gradient_accumulation_steps=4), loss="mse")
+    start = weights(supervised.model)
+    with pytest.raises(KeyboardInterrupt):
+        run(supervised, callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=stop)])
+    # A batch of four was added, and none applied.
+    for mine, other in zip(weights(supervised.model), start, strict=True):
+        np.testing.assert_array_equal(mine, other)
+    run(supervised)
+    keras.utils.set_random_seed(1)
+    fresh = kustom.Supervised(dense(), optimizer=keras.optimizers.SGD(0.1, gradient_accumulation_steps=4), loss="mse")
+    run(fresh)
+    for mine, other in zip(weights(supervised.model), weights(fresh.model), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-6, atol=1e-7)
+    assert int(supervised.optimizer.iterations) == int(fresh.optimizer.iterations) == 1

@@ -278,3 +278,72 @@ def test_hooks_by_batch_are_told_the_metrics_after_that_batch(on_nonfinite):
     history = loop.fit(x, batch_size=1, shuffle=False, callbacks=[Telling()], on_nonfinite=on_nonfinite, verbose=0)
     assert told == ([1, 3, 3, 4] if on_nonfinite == "skip" else [1, 3, 4, 5])
     assert history.history["loss"] == [told[-1]]
+
+
+@pytest.mark.parametrize("way", ["not compiled", "compiled with another"])
+def test_the_steps_optimizer_is_lent_to_the_model_and_taken_back(way):
+    model, optimizer, loop = training()
+    if way == "compiled with another":
+        model.compile(optimizer=keras.optimizers.SGD(0.7))
+    before, traces, seen = getattr(model, "optimizer", None), [], []
+    look = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs=None: seen.append(model.optimizer))
+    schedule = keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.01)
+    for _ in range(3):
+        optimizer.learning_rate = 0.1
+        history = loop.fit(X, Y, callbacks=[schedule, look], verbose=0)
+        traces.append(history.execution["traces"])
+        assert float(optimizer.learning_rate) == pytest.approx(0.01)
+        assert getattr(model, "optimizer", None) is before
+    assert seen == [optimizer] * 3
+    assert before is None or float(before.learning_rate) == pytest.approx(0.7)
+    assert traces == traces[:1] * 3
+
+
+def test_the_optimizer_of_an_earlier_loop_is_not_the_next_ones():
+    model, first, loop = training()
+    loop.fit(X, Y, verbose=0)
+    second = keras.optimizers.SGD(0.01)
+
+    def step(x, y):
+        with kustom.GradientTape() as tape:
+            loss = ops.mean(ops.square(y - model(x, training=True)))
+        second.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+        return {"loss": loss}
+
+    schedule = keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.5)
+    kustom.Loop(step).fit(X, Y, callbacks=[schedule], verbose=0)
+    assert (float(first.learning_rate), float(second.learning_rate)) == pytest.approx((0.1, 0.5))
+
+
+def test_it_is_taken_back_after_an_exception():
+    model, _, loop = training()
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            raise KeyError(epoch)
+
+    with pytest.raises(KeyError):
+        loop.fit(X, Y, callbacks=[Stop()], verbose=0)
+    assert getattr(model, "optimizer", None) is None
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_schedule_of_the_rate_where_several_optimizers_are_applied_is_refused(compiled):
+    model, _, _ = training()
+    parts = [(keras.optimizers.SGD(0.1), variable) for variable in model.trainable_variables]
+    if compiled:
+        model.compile(optimizer=keras.optimizers.SGD(0.7))
+
+    def step(x, y):
+        with kustom.GradientTape(persistent=True) as tape:
+            loss = ops.mean(ops.square(y - model(x, training=True)))
+        for optimizer, variable in parts:
+            optimizer.apply([tape.gradient(loss, variable)], [variable])
+        return {"loss": loss}
+
+    loop = kustom.Loop(step)
+    loop.fit(X, Y, verbose=0)
+    schedule = keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.5)
+    with pytest.raises(errors.CallbackError, match="LearningRateScheduler sets what the optimizer of its model has"):
+        loop.fit(X, Y, callbacks=[schedule], verbose=0)
+    assert [float(optimizer.learning_rate) for optimizer, _ in parts] == pytest.approx([0.1, 0.1])

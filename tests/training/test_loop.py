@@ -85,6 +85,36 @@ def test_what_the_step_returns_is_averaged_by_samples():
     assert history.history == {"mine": [pytest.approx(3.0)], "val_mine": [pytest.approx(3.0)]}
 
 
+@pytest.mark.parametrize("way", ["loop", "eager", "falls back"])
+def test_the_mean_does_not_depend_on_how_many_batches_a_call_has(way):
+    from kustom.backends.lifting.eager import Eager
+
+    x = np.random.default_rng(1).uniform(0, 1e4, (4096, 1)).astype("float32")
+
+    def step(x):
+        return {"loss": x[0, 0], "other": x[0, 0] * 0 + np.float32(0.1)}
+
+    compiled = kustom.Loop(step)._phase("train", way, None).compiled
+    call = compiled.arguments((x[:1],), {})
+    entry = compiled.entry(call)
+    program = entry.program
+    if way == "falls back":
+        program = Eager(lambda tensors: [tensors[0][0, 0], tensors[0][0, 0] * 0 + np.float32(0.1)])
+        x = x[:512]
+    data, number = [ops.convert_to_tensor(x[:, None])], len(x)
+    expected = [x.astype("float64").sum(), number * float(np.float32(0.1))]
+    for length in (number, 128):
+        calls = [program.loop(data, None, start, length) for start in range(0, number, length)]
+        for column, sum_ in zip(zip(*calls, strict=True), expected, strict=True):
+            np.testing.assert_allclose(sum(map(float, column)), sum_, rtol=1e-12)
+
+
+def test_a_sum_of_what_is_not_finite_is_as_it_was():
+    x = np.array([[1.0], [np.inf], [2.0]], "float32")
+    history = kustom.Loop(lambda x: {"loss": x[0, 0]}).fit(x, batch_size=1, epochs=2, on_nonfinite="ignore", verbose=0)
+    assert history.history["loss"] == [np.inf, np.inf]
+
+
 def test_a_bare_scalar_is_the_loss():
     assert kustom.Loop(lambda x: ops.mean(x)).fit(X, verbose=0).history["loss"] == [pytest.approx(X.mean(), abs=1e-5)]
 
@@ -325,6 +355,39 @@ def test_validation():
     assert loop.evaluate(X, Y, return_dict=False) == pytest.approx(list(loop.evaluate(X, Y).values()))
     history = loop.fit(X, Y, epochs=3, validation_data=(X, Y), validation_freq=[3], verbose=0)
     assert len(history.history["val_mse"]) == 1
+
+
+@pytest.mark.parametrize("given", ["several inputs", "several targets", "a split", "batches"])
+def test_validation_data_may_hold_tuples(given):
+    half = X[:, :1]
+
+    def of_two(xs, y):
+        return {"loss": ops.mean(ops.sum(xs[0], -1) + ops.sum(xs[1], -1) - y[:, 0])}
+
+    def of_two_targets(x, ys):
+        return {"loss": ops.mean(ops.sum(x, -1) - ys[0][:, 0] - ys[1][:, 0])}
+
+    if given == "several targets":
+        step, x, y, expected = of_two_targets, X, (Y, half), np.mean(X.sum(-1) - Y[:, 0] - half[:, 0])
+    else:
+        step, x, y, expected = of_two, (X, half), Y, np.mean(X.sum(-1) + half[:, 0] - Y[:, 0])
+    options = {
+        "several inputs": {"validation_data": ((X, half), Y)},
+        "several targets": {"validation_data": (X, (Y, half))},
+        "batches": {"validation_data": [((X, half), Y)]},
+        "a split": {"validation_split": 0.5},
+    }[given]
+    if given == "a split":
+        held = slice(len(X) // 2, None)
+        expected = np.mean(X[held].sum(-1) + half[held, 0] - Y[held, 0])
+    history = kustom.Loop(step, eval_step=step).fit(x, y, verbose=0, **options).history
+    assert history["val_loss"] == pytest.approx([expected], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("data", [(), (X, Y, Y, Y)])
+def test_a_tuple_of_another_length_is_no_validation_data(data):
+    with pytest.raises(errors.SettingError, match=f"a tuple of {len(data)}; expected"):
+        kustom.Loop(lambda x, y: None, eval_step=lambda x, y: None).fit(X, Y, validation_data=data, verbose=0)
 
 
 def test_a_second_fit_traces_nothing():

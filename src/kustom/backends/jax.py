@@ -76,6 +76,11 @@ def random_kept() -> Iterator[None]:
     yield
 
 
+def random_state() -> bytes | None:
+    """The state of a generator that JAX keeps for all threads: there is none."""
+    return None
+
+
 def text(array: Any) -> Any:
     """An array of text as a model takes it: there are no tensors of text."""
     return array.astype(str)

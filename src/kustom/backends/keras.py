@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import keras
+import numpy as np
 from keras.src import api_export, backend
 from keras.src.backend.common import dtypes, global_state
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
@@ -1119,21 +1120,35 @@ class Written(saving_lib.H5IOStore):
 
 
 class Stored:
-    """An array of a file that has not been read: what is made of it sees first whether it fits."""
+    """An array of a file that has not been read: a variable that is given it sees first whether it fits.
+
+    To anything else it is what Keras hands out, a data set: it has a shape, and becomes an array where one is made of it.
+    """
 
     def __init__(self, shape: tuple[int, ...], dtype: str, read: Callable[[], Any], place: str) -> None:
         self.shape, self.dtype, self.read, self.place = shape, dtype, read, place
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = keras.ops.convert_to_numpy(self.read())
+        return array if dtype is None else array.astype(dtype)
+
+    def __getitem__(self, key: Any) -> Any:
+        return np.asarray(self)[key]
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError(f"{self.place} is one number, which has no length")
+        return self.shape[0]
+
 
 class Entry(collections.abc.Mapping):
-    """What a file holds for one object; `lazy` while that is Keras's own code, which hands each array to one variable."""
+    """What a file holds for one object."""
 
     def __init__(self, stored: dict[str, Stored]) -> None:
-        self._stored, self.lazy = stored, False
+        self._stored = stored
 
     def __getitem__(self, key: str) -> Any:
-        stored = self._stored[key]
-        return stored if self.lazy else stored.read()
+        return self._stored[key]
 
     def values_unread(self) -> list[Stored]:
         """What it holds, unread."""
@@ -1183,7 +1198,7 @@ def load_state(
 ) -> tuple[set[int], list[tuple[Any, Exception]]]:
     """Load a model as Keras does; returns the ids of the objects that it came to, and those that failed with their errors."""
     visited, failed, errors = set(skip_ids), set(), {}
-    with _lazily, _filling:
+    with _filling:
         saving_lib._load_state(
             model,
             weights_store=store,
@@ -1194,23 +1209,6 @@ def load_state(
             error_msgs=errors,
         )
     return visited, list(errors.values()) if failed else []
-
-
-def _lazy_load(plain: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(plain)
-    def load_own_variables(self: Any, store: Any) -> None:
-        if not isinstance(store, Entry):
-            return plain(self, store)
-        store.lazy = True
-        try:
-            return plain(self, store)
-        finally:
-            store.lazy = False
-
-    return load_own_variables
-
-
-_lazily = Exchange(keras.layers.Layer, "load_own_variables", _lazy_load)
 
 
 def _filled_assign(plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -1296,10 +1294,10 @@ def kept(*, names: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        if not names:
-            before["object_name_uids"] = vars(tracker).get("object_name_uids", {})
-        vars(tracker).clear()
-        vars(tracker).update(before)
+        # Keras makes the counters itself, of a kind of its own, when it gives the first name in a thread.
+        counters = "object_name_uids"
+        if not names and counters in vars(tracker):
+            before[counters] = vars(tracker)[counters]
         if everyones is not None and state is not None:
             everyones.state._direct_assign(state)
         keras.config.set_floatx(floats)
@@ -1307,6 +1305,9 @@ def kept(*, names: bool) -> Iterator[None]:
         keras.config.set_image_data_format(images)
         (keras.config.enable_traceback_filtering if filtering else keras.config.disable_traceback_filtering)()
         (keras.config.enable_interactive_logging if interactive else keras.config.disable_interactive_logging)()
+        # The last, since the two switches before stand there as well.
+        vars(tracker).clear()
+        vars(tracker).update(before)
 
 
 def input_structure(model: Any) -> Any:
@@ -1363,6 +1364,7 @@ def compile_again(
     finder: Callable[[dict[str, Any], str], Any],
     known: dict[int, Any],
     initialize: Callable[[list[keras.Variable]], None],
+    account: Callable[[list[keras.Variable]], None],
 ) -> dict[int, Any]:
     """Compile a loaded model as it was; returns the objects that were made for it, by their `shared_object_id`.
 
@@ -1372,15 +1374,17 @@ def compile_again(
         finder: See `deserialized`.
         known: Objects that were made before.
         initialize: Gives the variables of losses, metrics and optimizers their first values.
+        account: Told what was made with values already: an optimizer's state, and what a `compile` of one's own makes.
     """
     own = type(model).compile is not keras.Model.compile
     if own or type(model).compile_from_config is not keras.Model.compile_from_config:
         _finders.all.append(finder)
         try:
-            with _finding, SafeModeScope(True):
+            with _finding, SafeModeScope(True), makes() as made:
                 model.compile_from_config(config)
         finally:
             _finders.all.pop()
+        account(made)
         return {}
     with keras.StatelessScope(initialize_variables=False), values_wait(), makes() as made:
         arguments, objects = deserialized(config, finder, known)
@@ -1388,7 +1392,9 @@ def compile_again(
     initialize(made)
     model.compile(**arguments)
     if model.built and model.optimizer is not None:
-        model.optimizer.build(model.trainable_variables)
+        with makes() as state:
+            model.optimizer.build(model.trainable_variables)
+        account(state)
     model.compiled = True
     return objects
 

@@ -91,6 +91,11 @@ def random_kept() -> Iterator[None]:
     yield
 
 
+def random_state() -> bytes | None:
+    """The state of a generator that TensorFlow keeps for all threads: what Keras computes draws from none."""
+    return None
+
+
 def text(array: Any) -> Any:
     """An array of text as a model takes it."""
     return tf.constant(array.astype(str))

@@ -86,6 +86,11 @@ def random_kept() -> Iterator[None]:
             torch.cuda.set_rng_state_all(of_devices)
 
 
+def random_state() -> bytes | None:
+    """The state of the generator that torch keeps for all threads."""
+    return torch.get_rng_state().numpy().tobytes()
+
+
 def text(array: Any) -> Any:
     """An array of text as a model takes it: there are no tensors of text."""
     return array.astype(str)

@@ -44,21 +44,30 @@ def part(subject: Any) -> Iterator[tuple[Any, tuple[Any, ...]]]:
         if subject.kind not in ("layer", "model"):
             yield _loss_in_doubles(subject), args
             return
-        with policy("float64"):
-            made = retyped(subject, "float64")
+        with policy("float64"), retyped(subject, "float64") as made:
             calls.call(subject, made, *args)
             if made is not subject.instance():
                 calls.moved(made, subject.rng("weights"))
             yield made, args
 
 
-def retyped(subject: Any, name: str) -> Any:
-    """A new layer under a dtype policy, those of its sublayers with it that have the policy of its own making."""
+@contextlib.contextmanager
+def retyped(subject: Any, name: str) -> Iterator[Any]:
+    """A new layer under a dtype policy, those of its sublayers with it that have the policy of its own making.
+
+    Where no new one can be made it is the layer that was given, which has its own policy back in the end.
+    """
     made = copy_or_itself(subject)
-    for layer in [made, *private.descendants(made)]:
-        if getattr(layer.dtype_policy, "name", "") == "float32":
-            layer.dtype_policy = name
-    return made
+    before = [(layer, layer.dtype_policy) for layer in [made, *private.descendants(made)]]
+    plain = [(layer, own) for layer, own in before if getattr(own, "name", "") == "float32"]
+    for layer, _ in plain:
+        layer.dtype_policy = name
+    try:
+        yield made
+    finally:
+        if made is subject.instance():
+            for layer, own in plain:
+                layer.dtype_policy = own
 
 
 def _loss_in_doubles(subject: Any) -> Any:

@@ -248,7 +248,8 @@ def import_module(recipe: dict[str, Any]) -> types.ModuleType:
             sys.modules[name] = module
             text = source if source is not None else _text(recipe["file"])
             vars(module)["__name__"] = name if source is not None else known
-            exec(compile(text, recipe["file"] or name, "exec"), vars(module))
+            # Text of cells has lines of its own, which are no place in a file.
+            exec(compile(text, recipe["file"] if source is None else f"<{name}>", "exec"), vars(module))
         return sys.modules[known]
     if name in sys.modules or importlib.util.find_spec(name) is not None:
         return importlib.import_module(name)

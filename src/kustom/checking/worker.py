@@ -15,16 +15,22 @@ import keras
 
 from kustom.checking import calls, holding
 from kustom.checking.making import import_module, import_part, packed, unpacked
-from kustom.checking.rules.backends import line_of, of_the_part, one_line
+from kustom.checking.rules.backends import line_of, of_the_part, one_line, refuse_foreign
 from kustom.checking.rules.shapes import symbolic_shapes
 from kustom.checking.subjects import Subject, declaration
+from kustom.errors import SubjectError
 
 
 def subject_of(recipe: dict[str, Any]) -> Subject:
     """The subject that a recipe describes."""
     named = import_part(recipe)
     if "config" in recipe:
-        return Subject(keras.saving.deserialize_keras_object(recipe["config"]), kind=recipe["kind"])
+        try:
+            part = keras.saving.deserialize_keras_object(recipe["config"])
+        except Exception as error:
+            # Whatever a config raises: C102 judges it, and here it is only what keeps the part from being made.
+            raise SubjectError(f"it cannot be made from its config: {one_line(error)}") from error
+        return Subject(part, kind=recipe["kind"])
     example = {"settings": recipe["settings"]} if "settings" in recipe else None
     if "example" in recipe:
         declared = declaration(named)["examples"]
@@ -44,6 +50,7 @@ def outputs(recipe: dict[str, Any], args: tuple[Any, ...], weights: list[Any] | 
         for variable, weight in zip(variables, weights, strict=True):
             variable.assign(weight)
         made = calls.call(subject, instance, *args)
+    refuse_foreign(made)
     return {"outputs": calls.flat(calls.arrays(made))}
 
 
@@ -75,6 +82,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     keras.utils.set_random_seed(0)
     try:
         return {"value": operation(**request)}
+    except SubjectError as error:
+        return {"broken": str(error)}
     except Exception as error:
         # Whatever the part raises is the answer.
         return {"error": one_line(error), "place": line_of(error), "own": of_the_part(error)}

@@ -16,6 +16,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust", action="append", default=[], metavar="MODULE", help="a module that loading would be told to trust"
     )
+    parser.add_argument(
+        "--limit",
+        action="append",
+        default=[],
+        type=_limit,
+        metavar="NAME=NUMBER",
+        help="a limit that loading would be given, as its message says it, such as max_bytes=1_000_000",
+    )
+
+
+def _limit(text: str) -> tuple[str, int]:
+    name, _, number = text.partition("=")
+    return name, int(number)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -27,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kustom.saving.inspecting import inspect
 
     try:
-        found = inspect(arguments.file, trust=arguments.trust)
+        found = inspect(arguments.file, trust=arguments.trust, **dict(arguments.limit))
     except OSError as error:
         print(f"kustom: {error}", file=sys.stderr)
         return 2

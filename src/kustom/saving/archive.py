@@ -256,10 +256,10 @@ class _Source:
 
 @contextlib.contextmanager
 def _opened(source: str | os.PathLike[str] | IO[bytes], limits: Limits) -> Iterator[_Source]:
-    if not isinstance(source, str | os.PathLike):
+    if not isinstance(source, str | bytes | os.PathLike):
         yield _of_object(source, limits)
         return
-    name = os.fspath(source)
+    name = os.fsdecode(source)
     if "://" in name:
         raise FormatError("this is an address; fetch the file, and give its path.", file=name)
     status = os.stat(name)

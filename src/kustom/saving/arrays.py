@@ -7,15 +7,18 @@ version of NumPy: the fractional parts of the multiples of the golden ratio, whi
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-__all__ = ["LARGEST", "decoded", "encoded", "flatten", "made", "sample", "spread", "structured", "unstructured"]
+__all__ = ["LARGEST", "MOST", "decoded", "encoded", "flatten", "made", "sample", "spread", "structured", "unstructured", "weight"]
 
 # Bytes of one array of an input that was given.
 LARGEST = 1 << 20
+# Entries of all arrays of an input that are made by rules.
+MOST = 8 * LARGEST
 # Entries of an output that are recorded, and compared.
 SAMPLE = 4096
 _GOLDEN = 0.6180339887498949
@@ -24,8 +27,19 @@ _DTYPES = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int3
 
 def spread(shape: tuple[int, ...], low: float, high: float, seed: int = 0) -> np.ndarray:
     """Numbers that fill an interval evenly, float64."""
-    numbers = np.arange(1, int(np.prod(shape)) + 1, dtype="float64") + seed * 7919
-    return (low + np.modf(numbers * _GOLDEN)[0] * (high - low)).reshape(shape)
+    numbers = np.arange(1, math.prod(shape) + 1, dtype="float64")
+    # In place, since the largest take 64 MiB.
+    numbers += seed * 7919
+    numbers *= _GOLDEN
+    np.modf(numbers, numbers, np.empty_like(numbers))
+    numbers *= high - low
+    numbers += low
+    return numbers.reshape(shape)
+
+
+def weight(rule: dict[str, Any]) -> int:
+    """How many entries a rule makes; of text each counts as the longest of its words."""
+    return math.prod(rule["shape"]) * max((len(word) for word in rule.get("words", ())), default=1)
 
 
 def made(rule: dict[str, Any]) -> np.ndarray:
@@ -38,11 +52,11 @@ def made(rule: dict[str, Any]) -> np.ndarray:
         ValueError: It is no such rule, or makes something larger than an input that could be given.
     """
     shape = tuple(rule["shape"])
-    if not all(isinstance(size, int) and size >= 0 for size in shape) or np.prod(shape, dtype="float64") > 8 * LARGEST:
+    if not all(isinstance(size, int) and size >= 0 for size in shape) or weight(rule) > MOST:
         raise ValueError(f"an array of the shape {list(shape)}")
     if "words" in rule:
         words = [str(word) for word in rule["words"]]
-        return np.array([words[n % len(words)] for n in range(int(np.prod(shape)))], dtype=object).reshape(shape)
+        return np.array([words[n % len(words)] for n in range(math.prod(shape))], dtype=object).reshape(shape)
     if rule["dtype"] not in (*_DTYPES, "float16", "bfloat16"):
         raise ValueError(f"an array of the dtype {rule['dtype']!r}")
     numbers = spread(shape, float(rule["low"]), float(rule["high"]), int(rule["seed"]))
@@ -50,7 +64,8 @@ def made(rule: dict[str, Any]) -> np.ndarray:
     if kind == "b":
         return numbers < (rule["low"] + rule["high"]) / 2
     numbers = np.floor(numbers) if kind in "iu" or rule.get("whole") else numbers
-    return numbers.astype("float32" if kind == "f" and rule["dtype"] != "float64" else rule["dtype"])
+    with np.errstate(invalid="ignore", over="ignore"):
+        return numbers.astype("float32" if kind == "f" and rule["dtype"] != "float64" else rule["dtype"])
 
 
 def encoded(array: np.ndarray) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from kustom.errors import FileError, UntrustedError
-from kustom.saving import archive
+from kustom.saving import archive, schema
 from kustom.saving.archive import Archive
-from kustom.saving.limits import DEFAULT, Limits
+from kustom.saving.limits import Limits
 from kustom.saving.verdict import Custom, judge
 
 __all__ = ["Inspection", "Layer", "inspect"]
@@ -186,21 +186,22 @@ class Inspection:
 
 
 def inspect(
-    path: str | os.PathLike[str] | IO[bytes], *, trust: str | Iterable[str] | Mapping[str, Any] = (), limits: Limits = DEFAULT
+    path: str | os.PathLike[str] | IO[bytes], trust: str | Iterable[str] | Mapping[str, Any] = (), **limits: int
 ) -> Inspection:
     """What a `.keras` file holds: nothing of it is run or imported, not even Keras; JSON and headers are read, no values.
 
     Args:
         path: The file, or a binary file object.
         trust: What `kustom.load` would be given as `trust=`.
-        limits: How much the file may hold.
+        limits: How much the file may ask for, by name, as `kustom.load` takes it.
 
     Returns:
         Its architecture, sizes, custom parts and where they come from, what it would need, checksums, and everything that
         speaks against loading it, not only the first. It prints as tables.
 
     Raises:
-        FileError: It is no archive at all, so that there is nothing to show.
+        FileError: It is no archive at all, or larger than `max_bytes`, so that there is nothing to show.
+        LimitError: There is no limit of such a name.
         OSError: It cannot be opened.
 
     Example:
@@ -210,11 +211,16 @@ def inspect(
         >>> inspection.model, inspection.parameters, inspection.needs, inspection.anomalies
         ('keras.Sequential', 8, (), ())
     """
-    with archive.read(path, limits, hold=False, faults=True) as found:
-        verdict = judge(found, trust=trust, limits=limits, registered=_registry())
+    allowed = Limits.named(limits)
+    with archive.read(path, allowed, hold=False, faults=True) as found:
+        verdict = judge(found, trust=trust, limits=allowed, registered=_registry())
         wanted = [custom for custom in verdict.customs if custom.source != "registered"]
         needs = dict.fromkeys(custom.module or custom.registered_name for custom in wanted)
-        anomalies = [*found.faults, *(error for error in verdict.anomalies if not isinstance(error, UntrustedError))]
+        anomalies = [
+            *found.faults,
+            *_of_manifest(found),
+            *(error for error in verdict.anomalies if not isinstance(error, UntrustedError)),
+        ]
         return Inspection(
             file=found.file,
             size=found.size,
@@ -229,6 +235,14 @@ def inspect(
             manifest=found.manifest,
             anomalies=tuple(anomalies),
         )
+
+
+def _of_manifest(found: Archive) -> Iterable[FileError]:
+    try:
+        if found.manifest is not None:
+            schema.check(found.manifest, found.file)
+    except FileError as error:
+        yield error
 
 
 def _registry() -> Mapping[str, Any] | None:

@@ -12,9 +12,12 @@ from typing import Any, NoReturn, TypeGuard
 from kustom.errors import CorruptFileError, FileError, LimitError, UnsafeFileError
 from kustom.saving import graph, marks, sizes, table
 from kustom.saving.limits import Limits
-from kustom.saving.trusting import Trust, bases, fits
+from kustom.saving.trusting import Trust, bases, fits, script_of
 
-__all__ = ["Custom", "Judge"]
+__all__ = ["Custom", "Judge", "Key", "key_of"]
+
+# What tells the parts of a file apart; see `key_of`.
+Key = tuple[Any, Any, Any, Any]
 
 _KEYS = {"module", "class_name", "config", "registered_name", "shared_object_id"}
 _AROUND = {"build_config", "compile_config", "name", "inbound_nodes"}
@@ -25,6 +28,8 @@ _COMPILED = {"optimizer": "optimizer", "loss": "loss", "metrics": "metric", "wei
 _NAMED = {"layer", "model", "operation"}
 _FUNCTIONAL = {"name", "layers", "input_layers", "output_layers"}
 _NUMBERS = {"schedule", "seed"}
+# No more reasons are kept, and of a place no more signs at either end: a file of a megabyte can have millions of faults.
+_ANOMALIES, _PLACE = 1000, 200
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Custom:
         place: Where it stands, such as `config.layers[3]`.
         settings: Its config.
         source: `"registered"`, `"trusted"` (by `trust=`; its module is to be imported) or None: nobody vouches for it.
+        key: By which it is found again when it is made; see `key_of`.
     """
 
     registered_name: str
@@ -48,6 +54,22 @@ class Custom:
     place: str
     settings: Any
     source: str | None
+    key: Key = (None, None, None, None)
+
+
+def key_of(node: Mapping[str, Any]) -> Key:
+    """All that says which class or function the config of a part stands for.
+
+    What was judged is found again by nothing less: two modules have classes of one bare name, and a function's name stands
+    in its config, whatever it says to be registered as.
+    """
+    name = node.get("class_name")
+    return node.get("module"), name, node.get("registered_name"), node.get("config") if name == "function" else None
+
+
+def _key_of_text(text: str) -> Key:
+    # So Keras writes out what it is given as text.
+    return key_of({"class_name": text})
 
 
 class _Refused(Exception):
@@ -67,6 +89,7 @@ class Judge:
         file: The file's name, for messages.
         member: The member that is judged; None for a config alone.
         homes: The modules of parts, by registered name, where the config does not say: Keras calls that of a function `builtins`.
+        found: The classes and functions that will be made of parts, by their keys, where they were looked up already.
     """
 
     def __init__(
@@ -77,6 +100,7 @@ class Judge:
         file: str | None,
         member: str | None,
         homes: Mapping[str, str] = types.MappingProxyType({}),
+        found: Mapping[Key, Any] = types.MappingProxyType({}),
     ) -> None:
         self.trust = trust
         self.limits = limits
@@ -84,6 +108,7 @@ class Judge:
         self.file = file
         self.member = member
         self.homes = homes
+        self.found = found
         self.anomalies: list[FileError] = []
         self.customs: list[Custom] = []
         self.parts: collections.Counter[str] = collections.Counter()
@@ -105,6 +130,7 @@ class Judge:
         self.refuse(CorruptFileError, place, message)
 
     def _at(self, place: str) -> str | None:
+        place = place if len(place) <= 2 * _PLACE else f"{place[:_PLACE]}…{place[-_PLACE:]}"
         return ": ".join(filter(None, [self.member, place])) or None
 
     def whole(self, config: Any, slot: str) -> None:
@@ -120,7 +146,8 @@ class Judge:
         try:
             self._part(value, slot, place)
         except _Refused as refused:
-            self.anomalies.append(refused.error)
+            if len(self.anomalies) < _ANOMALIES:
+                self.anomalies.append(refused.error)
 
     def _part(self, value: Any, slot: str, place: str) -> None:
         if value is None:
@@ -158,9 +185,10 @@ class Judge:
             return
         if text in self.registered or text in self.trust.objects:
             obj = self.trust.objects.get(text, self.registered.get(text))
-            if not fits(obj, slot) and not isinstance(obj, type):
+            if not fits(obj, slot):
                 self.unsafe(place, f"the text {text[:80]!r} names {_what(obj)}, where {_a(slot)} was expected")
-            self.customs.append(Custom(text, None, text.rpartition(">")[2], slot, place, None, "registered"))
+            key = _key_of_text(text)
+            self.customs.append(Custom(text, None, text.rpartition(">")[2], slot, place, None, "registered", key))
             return
         _, mark, name = text.rpartition(">")
         if not mark:
@@ -169,7 +197,7 @@ class Judge:
                 f"the text {text[:80]!r} is {_a(slot)} neither of Keras's nor of the program's."
                 + table.nearest(text, table.names(slot)),
             )
-        self._custom(text, None, name, slot, place, None)
+        self._custom(text, None, name, slot, place, None, _key_of_text(text))
 
     def _object(self, value: dict[str, Any], slot: str, place: str) -> None:
         name = value["class_name"]
@@ -268,7 +296,7 @@ class Judge:
     ) -> None:
         """A part of somebody else."""
         registered_name = registered_name or name
-        obj = self._custom(registered_name, module, name, slot, place, value["config"])
+        obj = self._custom(registered_name, module, name, slot, place, value["config"], key_of(value))
         config = value["config"]
         if not isinstance(config, dict | None):
             self.corrupt(place, f"the settings of {_full(module, name)} are {config!r:.80}")
@@ -286,18 +314,19 @@ class Judge:
         self._settings(value, config or {}, known, place, other="any")
         self._around(value, [slot], place, other="any")
 
-    def _custom(self, registered_name: str, module: str | None, name: str, slot: str, place: str, settings: Any) -> Any:
+    def _custom(self, registered_name: str, module: str | None, name: str, slot: str, place: str, settings: Any, key: Key) -> Any:
         """Note a part that is not Keras's; what is registered as it, if anything is."""
         obj = self.trust.objects.get(registered_name)
         given = obj is not None
+        if obj is None:
+            obj = self.found.get(key)
         if obj is None:
             obj = self.registered.get(registered_name)
         if not (module is None or _is_module(module)):
             self.corrupt(place, f"the module {module[:80]!r} is none")
         package = registered_name.rpartition(">")[0]
         told = (module, self.homes.get(registered_name), package)
-        nowhere = ("keras", "builtins", "__main__", "__mp_main__")
-        origin = next((each for each in told if _is_module(each) and each.split(".")[0] not in nowhere), None)
+        origin = next((each for each in told if _is_module(each) and not _is_nowhere(each)), None)
         source = "registered" if obj is not None else "trusted" if origin is not None and self.trust.covers(origin) else None
         if obj is not None:
             if not given:
@@ -305,7 +334,7 @@ class Judge:
             if not fits(obj, slot):
                 self.unsafe(place, f"{registered_name[:120]} is registered as {_what(obj)}, where {_a(slot)} was expected")
         self.parts[_full(module, name) if module else registered_name] += 1
-        self.customs.append(Custom(registered_name, origin, name, slot, place, settings, source))
+        self.customs.append(Custom(registered_name, origin, name, slot, place, settings, source, key))
         return obj
 
     def _agree(self, obj: Any, registered_name: str, module: str | None, name: str, place: str) -> None:
@@ -320,7 +349,7 @@ class Judge:
                 place, f"{_full(module, name)} is shown, and {_what(obj)} would be made, registered as {registered_name[:120]!r}"
             )
         shown, real = (module or "__main__").split(".")[0], home.split(".")[0]
-        if shown not in (real, "__main__", "__mp_main__", "builtins") and real not in ("__main__", "__mp_main__"):
+        if shown not in (real, script_of(home), "__main__", "__mp_main__", "builtins"):
             self.unsafe(
                 place, f"{_full(module, name)} is shown, and {_what(obj)} would be made, registered as {registered_name[:120]!r}"
             )
@@ -352,7 +381,7 @@ class Judge:
         # Keras up to 3.6 wrote the bare name of a registered function.
         if name not in (told, told.rpartition(">")[2]):
             self.unsafe(place, f"the function {name[:80]} is shown, and {told[:120]!r} would be called, its registered_name")
-        obj = self._custom(told, module, name.rpartition(">")[2], slot, place, None)
+        obj = self._custom(told, module, name.rpartition(">")[2], slot, place, None, key_of(value))
         if isinstance(obj, type):
             self.unsafe(place, f"{told[:120]} is registered as {_what(obj)}, where a function was expected")
 
@@ -440,7 +469,7 @@ class Judge:
             if sized is not None:
                 self.anomalies.append(LimitError(sized, file=self.file, part=self._at(inside)))
             self.part(layer, "operation", inside)
-        if len(self.anomalies) > before:
+        if len(self.anomalies) > before or before >= _ANOMALIES:
             # What is said of its layers and calls is enough.
             return
         try:
@@ -481,6 +510,12 @@ class Judge:
 
 def _is_module(text: Any) -> TypeGuard[str]:
     return isinstance(text, str) and bool(text) and all(part.isidentifier() for part in text.split("."))
+
+
+def _is_nowhere(module: str) -> bool:
+    """Whether nothing is to be imported from a module: a script is run by importing it, in a package, too."""
+    path = module.split(".")
+    return path[0] in ("keras", "builtins") or not {"__main__", "__mp_main__"}.isdisjoint(path)
 
 
 def _full(module: Any, name: str) -> str:

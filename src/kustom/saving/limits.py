@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from kustom.errors import LimitError
@@ -44,6 +45,19 @@ class Limits:
             value = getattr(self, each.name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise LimitError(f"{each.name}= is a whole number from 1 on, not {value!r}.")
+
+    @classmethod
+    def named(cls, limits: Mapping[str, int]) -> Limits:
+        """The limits that a call was given by their names, the others by default.
+
+        Raises:
+            LimitError: There is none of such a name, or it is given something else than a whole number from 1 on.
+        """
+        known = cls.__dataclass_fields__
+        for name in limits:
+            if name not in known:
+                raise LimitError(f"there is no limit {name!r}; there are {', '.join(known)}.")
+        return cls(**limits)
 
     def hold(self, name: str, value: int, what: str, *, file: str | None = None, part: str | None = None) -> None:
         """Refuse `value` where it is above the limit `name`.

@@ -7,7 +7,7 @@ known to fit; then it is compiled; then it computes what it computed when it was
 
 from __future__ import annotations
 
-import io
+import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping
@@ -32,10 +32,13 @@ from kustom.errors import (
 )
 from kustom.saving import archive, arrays, manifest, process, recording, resolving
 from kustom.saving.limits import Limits
-from kustom.saving.rebuilding import Rebuilt, is_object, nodes, public, rebuild, retype
+from kustom.saving.rebuilding import Rebuilt, causes, is_object, nodes, public, rebuild, retype, said
 from kustom.saving.verdict import judge
 
 __all__ = ["load"]
+
+# A file of fewer bytes counts as one of these where it is asked what a config may make beside the weights.
+_SMALL = 1 << 24
 
 
 @hide_frames
@@ -85,11 +88,7 @@ def load(
         >>> kustom.load(file).name == model.name
         True
     """
-    known = Limits.__dataclass_fields__
-    for name in limits:
-        if name not in known:
-            raise LimitError(f"there is no limit {name!r}; there are {', '.join(known)}.")
-    allowed = Limits(**limits)
+    allowed = Limits.named(limits)
     with process.kept(names=False), archive.read(path, allowed) as opened:
         return _Loading(opened, path, trust, allowed).model(verify, compile)
 
@@ -99,18 +98,20 @@ class _Loading:
 
     def __init__(self, opened: archive.Archive, path: Any, trust: Any, limits: Limits) -> None:
         self.opened, self.file = opened, opened.file
+        # Bytes of variables that no value of the file is for.
+        self.fresh = 0
         self.manifest: dict[str, Any] = opened.manifest or {}
         if opened.manifest is not None:
             manifest.check_format(opened.manifest, self.file)
         verdict = judge(opened, trust=trust, limits=limits, registered=private.registry())
         verdict.hold()
-        folder = None if isinstance(path, io.IOBase) else os.path.dirname(os.path.realpath(os.fspath(path)))
         if verdict.imports:
-            resolving.import_modules(verdict.imports, folder, self.file)
-            # What they registered can be held against its places now.
-            verdict = judge(opened, trust=trust, limits=limits, registered=private.registry())
-            verdict.hold()
+            resolving.import_modules(verdict.imports, resolving.folder_of(path), self.file)
         self.parts = resolving.resolve(verdict, trust, self.file)
+        if verdict.imports:
+            # What they have can be held against its places now, and nothing else is taken any more.
+            given = trust if isinstance(trust, Mapping) else ()
+            judge(opened, trust=given, limits=limits, registered=private.registry(), found=self.parts.found).hold()
         self.config = self._config()
         self.places = {place: node["shared_object_id"] for place, node in nodes(self.config) if "shared_object_id" in node}
 
@@ -159,16 +160,14 @@ class _Loading:
             raise self._not_made(error) from error
 
     def _not_made(self, error: Exception) -> RebuildError:
-        inner: BaseException | None = error
         told = None
-        while inner is not None:
+        for inner in causes(error):
             told = inner if isinstance(inner, KustomError) else told
-            inner = inner.__cause__ or inner.__context__
-        text = " ".join(str(told or error).split())
+        text = said(told or error)
         text = text.rpartition("Exception encountered: ")[2]
         wrote, here = self.opened.metadata.get("keras_version"), keras.__version__
         hint = self.parts.nearest(text) + (f" The file was written with Keras {wrote}; this is {here}." if wrote != here else "")
-        return RebuildError(f"{self.parts.last_name(text)}{text[-600:]}{hint}", file=self.file, part=self.parts.last_place(text))
+        return RebuildError(f"{self.parts.last_name(text)}{text[-600:]}{hint}", file=self.file, part=self.parts.last_place())
 
     def _stored(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
@@ -188,13 +187,13 @@ class _Loading:
             try:
                 reached, failed = private.load_state(model, store, assets, skip_ids=skip)
             except (KeyError, OSError, TypeError, ValueError) as error:
-                raise self._misfit(f"{type(error).__name__}: {error}") from error
+                raise self._misfit(f"{type(error).__name__}: {said(error)}") from error
         if failed:
             part, error = failed[0]
             if isinstance(error, KustomError):
                 raise error
             name = getattr(part, "name", type(part).__name__)
-            raise self._misfit(f"{type(part).__name__} {name!r}: {' '.join(str(error).split())}") from error
+            raise self._misfit(f"{type(part).__name__} {name!r}: {said(error)}") from error
         return reached
 
     def _misfit(self, text: str) -> WeightsError:
@@ -220,19 +219,23 @@ class _Loading:
     def _initialize(self, made: list[keras.Variable]) -> None:
         """Give what has no weights in a file its first value: seeds, metrics; and that only where it is small beside them."""
         waiting = [variable for variable in made if private.placeholder_of(variable)]
-        wanted = sum(int(np.prod(variable.shape, dtype="float64")) * 8 for variable in waiting)
-        allowed = max(self.opened.size, 1 << 24) * 8
-        if wanted > allowed:
-            raise LimitError(
-                f"its config asks for {wanted:,} bytes for which the file has no values, and the file has {self.opened.size:,}.",
-                file=self.file,
-                part=archive.CONFIG,
-            )
+        self._account(waiting)
         try:
             private.initialize(waiting)
         except Exception as error:
             # Initializers run here, with what the config gives them.
             raise self._not_made(error) from error
+
+    def _account(self, made: list[keras.Variable]) -> None:
+        """Count what has its first value from no file, of all models and what they were compiled with together."""
+        self.fresh += sum(math.prod(variable.shape) * (8 if "64" in variable.dtype else 4) for variable in made)
+        if self.fresh > max(self.opened.size, _SMALL) * 8:
+            raise LimitError(
+                f"its config asks for {self.fresh:,} bytes for which the file has no values, and the file has "
+                f"{self.opened.size:,}. If it was compiled, kustom.load(…, compile=False) may take it.",
+                file=self.file,
+                part=archive.CONFIG,
+            )
 
     def _compiled(self, rebuilt: Rebuilt) -> list[Any]:
         return [rebuilt.objects[number] for number, _ in rebuilt.compiles]
@@ -241,7 +244,7 @@ class _Loading:
         for number, config in rebuilt.compiles:
             model = rebuilt.objects[number]
             try:
-                made = private.compile_again(model, config, self.parts.find, rebuilt.objects, self._initialize)
+                made = private.compile_again(model, config, self.parts.find, rebuilt.objects, self._initialize, self._account)
             except (LimitError, MemoryError):
                 raise
             except Exception as error:
@@ -275,14 +278,14 @@ class _Loading:
 
     def _other_output(self, model: Any, recorded: dict[str, Any], allowed: float) -> str | None:
         try:
-            x = recording.inputs_from(recorded["input"])
+            x = recording.inputs_from(recorded["input"], model)
         except (TypeError, ValueError) as error:
             raise self._malformed("recorded", error) from error
         try:
             given = recording.outputs(model, x)
         except Exception as error:
             # What the parts raise when they are called; when it was saved, they did not.
-            return f"it refuses the recorded input, with {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            return f"it refuses the recorded input, with {type(error).__name__}: {said(error)[:300]}"
         return recording.compare(recorded["outputs"], given, allowed)
 
     def _other_measure(self, rebuilt: Rebuilt, measures: list[Any], shape: tuple[int, ...], allowed: float) -> str | None:

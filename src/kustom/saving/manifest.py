@@ -21,14 +21,12 @@ import keras
 import kustom
 from kustom.defining import naming
 from kustom.defining.versions import KEY
-from kustom.errors import FormatError
 from kustom.saving.rebuilding import definition_of, nodes
+from kustom.saving.schema import FORMAT, MEMBER
+from kustom.saving.schema import check as check_format
 
 __all__ = ["FORMAT", "MEMBER", "check_format", "describe", "fingerprint", "is_of_layers", "text_of", "versions"]
 
-MEMBER = "kustom.json"
-# Raised where an older kustom would read something else than what is meant.
-FORMAT = 1
 # Under these names stand the weights of what is no layer.
 _COMPILED = frozenset(["optimizer", "loss", "metrics", "_compile_loss", "_compile_metrics", "_loss_tracker"])
 # Settings of a part that are longer stand in the config alone.
@@ -134,23 +132,3 @@ def is_of_layers(path: str) -> bool:
 def text_of(manifest: dict[str, Any]) -> bytes:
     """A manifest as it is written."""
     return json.dumps(manifest, allow_nan=False, ensure_ascii=False, indent=1).encode()
-
-
-def check_format(manifest: dict[str, Any], file: str) -> None:
-    """Refuse a manifest that a newer kustom wrote.
-
-    Raises:
-        FormatError: It is of a newer format, or of none.
-    """
-    version = manifest.get("format")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise FormatError(
-            f"its format is {version!r}, where a whole number was expected; it was not written by kustom.", file=file, part=MEMBER
-        )
-    if version > FORMAT:
-        raise FormatError(
-            f"it is of format {version}, and this kustom ({kustom.__version__}) reads up to {FORMAT}. Install the one that wrote "
-            f"it: kustom {manifest.get('versions', {}).get('kustom', 'of a newer version')}.",
-            file=file,
-            part=MEMBER,
-        )

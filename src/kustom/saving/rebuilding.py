@@ -7,6 +7,7 @@ optimizer allocates when it is built, so that what a model was compiled with com
 from __future__ import annotations
 
 import contextlib
+import re
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,12 +19,13 @@ import numpy as np
 from kustom.backends import keras as private
 from kustom.defining.config import decode
 
-__all__ = ["ARRAY", "Rebuilt", "definition_of", "is_object", "nodes", "public", "rebuild", "retype", "types_of"]
+__all__ = ["ARRAY", "Rebuilt", "causes", "definition_of", "is_object", "nodes", "public", "rebuild", "retype", "said", "types_of"]
 
 ARRAY = "__numpy__"
 Finder = Callable[[dict[str, Any], str], Any]
 # The objects that a config is given where it has no `shared_object_id`, beyond every one that it has.
 _OWN_IDS = 1 << 62
+_COMMANDS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
 @dataclass
@@ -59,7 +61,8 @@ def rebuild(config: dict[str, Any], finder: Finder) -> Rebuilt:
     ):
         model, objects = private.deserialized(bare, finder)
     private.forget_uninitialized(made)
-    return Rebuilt(model, objects, compiles, made)
+    # A part that makes a model itself, of the settings alone, makes one that is not compiled.
+    return Rebuilt(model, objects, [each for each in compiles if each[0] in objects], made)
 
 
 def _without_compile(value: Any, compiles: list[tuple[int, dict[str, Any]]]) -> Any:
@@ -74,6 +77,32 @@ def _without_compile(value: Any, compiles: list[tuple[int, dict[str, Any]]]) -> 
     elif "compile_config" in value and not is_object(value):
         kept["compile_config"] = value["compile_config"]
     return kept
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """An error and those behind it, outermost first; where memory was lacking, that is raised: it says nothing of a file.
+
+    Raises:
+        MemoryError: It is among them.
+    """
+    found, inner = [], error
+    while inner is not None:
+        found.append(inner)
+        if isinstance(inner, MemoryError):
+            raise inner
+        inner = inner.__cause__ or inner.__context__
+    return found
+
+
+def said(error: BaseException) -> str:
+    """What an error says, in one line, as it can be shown: Keras writes in bold, and a file's own words may stand in it.
+
+    Raises:
+        MemoryError: Memory was lacking, whatever Keras made of that.
+    """
+    causes(error)
+    line = " ".join(_COMMANDS.sub("", str(error)).split())
+    return "".join(sign if sign.isprintable() else f"\\x{ord(sign):02x}" for sign in line)
 
 
 def definition_of(obj: Any) -> Any:

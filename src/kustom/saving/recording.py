@@ -9,6 +9,7 @@ an output that differs then is random, and says so.
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -116,19 +117,56 @@ def _of_rules(rules: Any) -> Any:
     return {"tuple" if isinstance(rules, tuple) else "list": [_of_rules(item) for item in rules]}
 
 
-def inputs_from(entry: Any) -> Any:
+def inputs_from(entry: Any, model: Any = None) -> Any:
     """The input that an entry stands for, as tensors (text as an array of text).
 
+    Args:
+        entry: The entry.
+        model: What it comes with a file of: the entry is held against its inputs before an array is made, since what a
+            model needs to compute follows from its input, and a rule of a few bytes may stand for any size.
+
     Raises:
-        ValueError: It stands for none.
+        ValueError: It stands for none, or for one that `input_of` does not give.
         KeyError: Likewise.
         TypeError: Likewise.
     """
+    leaves: list[dict[str, Any]] = []
+    arrays.unstructured(entry, leaves.append)
+    rules = [leaf for leaf in leaves if not _is_given(leaf)]
+    entries = sum(arrays.weight(rule) for rule in rules)
+    if entries > arrays.MOST:
+        raise ValueError(f"arrays of {entries:,} entries together, where {arrays.MOST:,} are the most")
+    if model is not None:
+        _refuse_shapes(leaves, rules, model)
     return arrays.unstructured(entry, _leaf)
 
 
+def _is_given(leaf: dict[str, Any]) -> bool:
+    return "data" in leaf or "text" in leaf
+
+
+def _refuse_shapes(leaves: list[dict[str, Any]], rules: list[dict[str, Any]], model: Any) -> None:
+    for leaf in leaves:
+        if _is_given(leaf) and leaf["shape"] and leaf["shape"][0] > _ROWS:
+            raise ValueError(f"an input of {leaf['shape'][0]:,} rows, where {_ROWS} are the most")
+    free = -1
+    known = domains.inputs_of(model, free) if rules else None
+    if known is None:
+        if any(math.prod(rule["shape"]) > arrays.LARGEST for rule in rules):
+            raise ValueError(f"an array of more than {arrays.LARGEST:,} entries, and nothing tells what the model takes")
+        return
+    wanted: list[dict[str, Any]] = []
+    arrays.unstructured(_of_rules(known), wanted.append)
+    for rule, taken in zip(rules, wanted, strict=True):
+        if len(rule["shape"]) != len(taken["shape"]) or not all(
+            0 <= size <= max(domains.FREE) if most == free else size <= max(most, _ROWS)
+            for size, most in zip(rule["shape"], taken["shape"], strict=True)
+        ):
+            raise ValueError(f"an array of the shape {rule['shape']}, which the model does not take")
+
+
 def _leaf(leaf: dict[str, Any]) -> Any:
-    array = arrays.decoded(leaf) if "data" in leaf or "text" in leaf else arrays.made(leaf)
+    array = arrays.decoded(leaf) if _is_given(leaf) else arrays.made(leaf)
     if array.dtype == object:
         return current().text(array)
     return keras.ops.convert_to_tensor(array, dtype=leaf["dtype"])

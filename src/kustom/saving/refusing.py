@@ -23,7 +23,7 @@ from kustom.defining import config as configs
 from kustom.defining import naming
 from kustom.errors import UnsavableError
 from kustom.saving import recording
-from kustom.saving.rebuilding import Rebuilt, definition_of, nodes, rebuild, without_values
+from kustom.saving.rebuilding import Rebuilt, definition_of, nodes, rebuild, said, without_values
 
 __all__ = [
     "is_custom",
@@ -128,7 +128,7 @@ def rebuilt_twin(config: dict[str, Any], originals: dict[int, Any]) -> Rebuilt:
 
 def _last_line(error: BaseException) -> str:
     marker = "Exception encountered: "
-    text = " ".join(str(error).split())
+    text = said(error)
     text = text.rpartition(marker)[2] if marker in text else text
     return f"{type(error).__name__}: {text[-400:]}"
 

@@ -14,25 +14,32 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+import types
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from kustom.backends import keras as private
 from kustom.errors import MissingPartError, UntrustedError
 from kustom.saving.archive import Archive
-from kustom.saving.refusing import is_custom
-from kustom.saving.verdict import Custom, Verdict
+from kustom.saving.judging import Custom, Key, key_of
+from kustom.saving.trusting import Trust
+from kustom.saving.verdict import Verdict
 
-__all__ = ["Parts", "assets", "import_modules", "resolve"]
+__all__ = ["Parts", "assets", "folder_of", "import_modules", "resolve"]
 
 
 class Parts:
-    """The classes and functions of a file that are not Keras's own, by the names that the file has for them."""
+    """The classes and functions of a file that are not Keras's own.
 
-    def __init__(self, found: dict[str, Any], customs: tuple[Custom, ...], file: str) -> None:
-        self._found, self._customs, self._file = found, customs, file
-        self._last: str | None = None
+    Attributes:
+        found: They, by what the file says of them; see `judging.key_of`.
+    """
+
+    def __init__(self, found: dict[Key, Any], customs: tuple[Custom, ...], file: str) -> None:
+        self.found = found
+        self._customs, self._file = customs, file
+        self._last: Custom | None = None
 
     def find(self, node: dict[str, Any], name: str) -> Any:
         """The class or function for the config of a part; None where it is Keras's own.
@@ -40,30 +47,28 @@ class Parts:
         Raises:
             UntrustedError: It is not among those that were judged.
         """
-        key = _key(node, name)
-        if key not in self._found:
-            if not is_custom(node):
-                return None
-            raise UntrustedError(f"a part of it asks for {key}, which was not judged.", file=self._file, wants=(key,))
-        self._last = key
-        return self._found[key]
+        key = key_of(node)
+        if key in self.found:
+            self._last = next(custom for custom in self._customs if custom.key == key)
+            return self.found[key]
+        module = node.get("module")
+        if isinstance(module, str) and (module in ("keras", "builtins") or module.startswith("keras.")):
+            return None
+        # Keras would look further than in its registry: it imports packages, and what it finds there nobody judged.
+        wanted = str(node.get("registered_name") or name)
+        raise UntrustedError(f"a part of it asks for {wanted}, which was not judged.", file=self._file, wants=(wanted,))
 
     def named(self, name: str) -> Any:
         """The class or function of a registered name, or None."""
-        return self._found.get(name)
+        return next((self.found[custom.key] for custom in self._customs if custom.registered_name == name), None)
 
-    def last_place(self, text: str) -> str | None:
-        """Where in the file the part stands that was made last, where an error's text speaks of it."""
-        for custom in self._customs:
-            if self._last in (custom.registered_name, custom.name) and (
-                custom.name in text or self._last == custom.registered_name
-            ):
-                return custom.place
-        return None
+    def last_place(self) -> str | None:
+        """Where in the file the part stands that was made last."""
+        return None if self._last is None else self._last.place
 
     def last_name(self, text: str) -> str:
         """What to begin a message with: the part that was made last."""
-        return "" if self._last is None or self._last.rpartition(">")[2] in text else f"{self._last}: "
+        return "" if self._last is None or self._last.name in text else f"{self._last.registered_name}: "
 
     def nearest(self, text: str) -> str:
         """A hint for a setting that a class no longer takes: the nearest that it does."""
@@ -71,15 +76,20 @@ class Parts:
         if unexpected is None or self._last is None:
             return ""
         try:
-            taken = list(inspect.signature(self._found[self._last]).parameters)
+            taken = list(inspect.signature(self.found[self._last.key]).parameters)
         except (TypeError, ValueError):
             return ""
         near = difflib.get_close_matches(unexpected[1], taken, n=1)
         return f" It takes {', '.join(taken)}." + (f" Did {unexpected[1]!r} become {near[0]!r}?" if near else "")
 
 
-def _key(node: dict[str, Any], name: str) -> str:
-    return name if node["class_name"] == "function" else str(node.get("registered_name") or name)
+def folder_of(source: Any) -> str | None:
+    """The folder that a file lies in, given its path, or a file object that was opened by one; None where it lies in none."""
+    name = source if isinstance(source, str | bytes | os.PathLike) else getattr(source, "name", None)
+    if not isinstance(name, str | bytes | os.PathLike):
+        # In memory, or opened by a number.
+        return None
+    return os.path.dirname(os.path.realpath(os.fsdecode(name)))
 
 
 def import_modules(names: Iterable[str], folder: str | None, file: str) -> None:
@@ -98,7 +108,7 @@ def import_modules(names: Iterable[str], folder: str | None, file: str) -> None:
 
 
 def resolve(verdict: Verdict, trust: Any, file: str) -> Parts:
-    """Find the parts of a file that was judged.
+    """Find the parts of a file that was judged, and whose modules were imported.
 
     Args:
         verdict: The verdict, which was held.
@@ -107,13 +117,10 @@ def resolve(verdict: Verdict, trust: Any, file: str) -> Parts:
 
     Raises:
         MissingPartError: A module does not have a part.
+        UntrustedError: It has it from somewhere else.
     """
-    given = dict(trust) if isinstance(trust, Mapping) else {}
-    found = {}
-    for custom in verdict.customs:
-        key = custom.registered_name or custom.name
-        found[key] = _part(custom, given, file)
-    return Parts(found, verdict.customs, file)
+    trusted = Trust(trust)
+    return Parts({custom.key: _part(custom, trusted, file) for custom in verdict.customs}, verdict.customs, file)
 
 
 def _import(name: str, folder: str | None, file: str) -> None:
@@ -144,28 +151,56 @@ def _path_without(folder: str | None) -> Iterator[None]:
         sys.path[:] = before
 
 
-def _part(custom: Custom, given: Mapping[str, Any], file: str) -> Any:
-    for name in (custom.registered_name, custom.name):
-        if name in given:
-            return given[name]
-    registered = private.registered(custom.registered_name) if custom.registered_name else None
+def _part(custom: Custom, trust: Trust, file: str) -> Any:
+    if custom.registered_name in trust.objects:
+        return trust.objects[custom.registered_name]
+    registered = private.registered(custom.registered_name)
     if registered is not None:
         return registered
     module = sys.modules.get(custom.module or "")
-    part: Any = module
-    for name in custom.name.split("."):
-        part = getattr(part, name, None)
-    if module is None or part is None:
+    # Its own namespace alone, and no path through it: what a module has imported is not what it was trusted for.
+    part = vars(module).get(custom.name) if module is not None else None
+    if part is None:
         names = [*private.registered_names(), *(vars(module) if module is not None else ())]
         near = difflib.get_close_matches(custom.registered_name, names, n=1) or difflib.get_close_matches(custom.name, names, n=1)
         hint = f" The nearest is {near[0]!r}." if near else ""
         raise MissingPartError(
-            f"{custom.module or 'no module'} has no {custom.name!r}, as which it was saved.{hint} Give the class itself: "
-            f"trust={{{custom.registered_name or custom.name!r}: ...}}.",
+            f"{custom.module or 'no module'} has no {custom.name!r}, as which it was saved.{hint} {_by_hand(custom)}",
             file=file,
             part=custom.place,
         )
+    if not _is_own(part, custom, trust):
+        raise UntrustedError(
+            f"{custom.module}.{custom.name} is {_what(part)}, and no {_kind(custom)} that is defined as such in a "
+            f"trusted module. {_by_hand(custom)}",
+            file=file,
+            part=custom.place,
+            wants=(custom.registered_name,),
+        )
     return part
+
+
+def _is_own(part: Any, custom: Custom, trust: Trust) -> bool:
+    """Whether a part is a class or function of a trusted module, under its own name there."""
+    if not isinstance(part, types.FunctionType if _kind(custom) == "function" else type):
+        return False
+    return trust.covers(part.__module__ or "") and part.__qualname__ == custom.name
+
+
+def _kind(custom: Custom) -> str:
+    return "function" if custom.key[1] == "function" else "class"
+
+
+def _what(part: Any) -> str:
+    if isinstance(part, types.ModuleType):
+        return f"the module {part.__name__}"
+    if isinstance(part, type | types.FunctionType | types.BuiltinFunctionType):
+        return f"{part.__module__}.{part.__qualname__}"
+    return f"a {type(part).__module__}.{type(part).__qualname__}"
+
+
+def _by_hand(custom: Custom) -> str:
+    return f"If you know it, give it itself: trust={{{custom.registered_name!r}: ...}}."
 
 
 @contextlib.contextmanager

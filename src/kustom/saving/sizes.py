@@ -36,8 +36,12 @@ _MAKE = set(
     Scatter SegmentMax SegmentMin SegmentProd SegmentSum Slice Tile Tri Unfold Vander AdaptiveAveragePool AdaptiveMaxPool
     """.split()
 )
+# Keras's constructors make a list of Python numbers this long, whatever is allowed of arrays; a curve of more has no use.
+_LISTS = {"num_thresholds": 100_000}
 # Below this many numbers, nobody minds.
 _FEW = 2**20
+# What layers may have together beside what the file stores for them, once each, where they were given it in their settings.
+_GIVEN = 2**24
 # Numbers of four bits stand two in a byte; twice as much again for what is not known here.
 _PACKED = 4
 
@@ -49,6 +53,8 @@ def fault(name: str, config: dict[str, Any], keys: Iterable[str], limits: Limits
         size = math.prod(n for n in values if n > 0) if key in _SHAPES else max(map(abs, values), default=0)
         if size > limits.max_size:
             return key, _too_much(size, limits)
+        if size > _LISTS.get(key, size):
+            return key, f"it asks for {size:,}, where {_LISTS[key]:,} are the most. Write the metric with fewer, and save it again."
     state = _STATE.get(name)
     size = state(config) if state is not None else 0
     return (name, _too_much(size, limits)) if size > limits.max_size else None
@@ -82,35 +88,59 @@ def of_calls(layer: dict[str, Any], limits: Limits) -> str | None:
 
 
 def compared(config: Any, weights: Group, file: str | None) -> Iterator[FileError]:
-    """Layers that were built with more numbers than all the weights have."""
+    """Layers that were built with more numbers than all the weights have, alone or, where they may have more, together."""
     stored = sum(dataset.size for dataset in weights.walk())
-    waiting = [(config, "")]
+    # By the numbers of shared objects, or by where they are.
+    statistics: dict[Any, int] = {}
+    # What stands where: the place of what has it, and its key. Text is made of it where there is something to say.
+    waiting: list[tuple[Any, tuple[Any, ...]]] = [(config, ())]
     while waiting:
         value, place = waiting.pop()
-        if isinstance(value, list):
-            waiting += [(item, f"{place}[{number}]") for number, item in enumerate(value)]
-        elif isinstance(value, dict):
-            waiting += [(item, f"{place}.{key}".lstrip(".")) for key, item in value.items()]
-            needed = _needed(value)
-            if needed > max(_FEW, _PACKED * stored):
-                yield CorruptFileError(
-                    f"the layer needs {needed:,} numbers, and all weights together have {stored:,}. The file is damaged "
-                    "or was made by hand; save the model again.",
-                    file=file,
-                    part=f"config.json: {place}",
-                )
+        items = enumerate(value) if isinstance(value, list) else value.items()
+        waiting += [(item, (place, key)) for key, item in items if isinstance(item, list | dict)]
+        needed = _needed(value) if isinstance(value, dict) else 0
+        if isinstance(value, dict) and value.get("class_name") == "Normalization":
+            number = value.get("shared_object_id")
+            statistics[number if type(number) is int else (id(value),)] = needed
+            needed = 0
+        if needed > max(_FEW, _PACKED * stored):
+            yield CorruptFileError(
+                f"the layer needs {needed:,} numbers, and all weights together have {stored:,}. The file is damaged "
+                "or was made by hand; save the model again.",
+                file=file,
+                part=f"config.json: {_text(place)}",
+            )
+    needed = sum(statistics.values())
+    if needed > max(_GIVEN, _PACKED * stored):
+        yield CorruptFileError(
+            f"its layers of the class Normalization need {needed:,} numbers together, and all weights together have {stored:,}. "
+            "The file is damaged or was made by hand; save the model again.",
+            file=file,
+            part="config.json",
+        )
+
+
+def _text(place: tuple[Any, ...]) -> str:
+    keys = []
+    while place:
+        place, key = place
+        keys.append(f"[{key}]" if isinstance(key, int) else f".{key}")
+    return "".join(reversed(keys)).lstrip(".")
 
 
 def _needed(value: dict[str, Any]) -> int:
     """The numbers that a layer of Keras's has at least, where it was built."""
     config, build = value.get("config"), value.get("build_config")
-    if value.get("module") != "keras.layers" or not isinstance(config, dict) or not isinstance(build, dict):
+    if not str(value.get("module")).startswith("keras.") or not isinstance(config, dict) or not isinstance(build, dict):
         return 0
     name, units = value.get("class_name"), _int(config, "units")
     if name == "Dense":
         shape = build.get("input_shape")
         last = shape[-1] if isinstance(shape, list) and shape else 1
         return units * (last if type(last) is int and last > 0 else 1)
+    if name == "Normalization":
+        # A mean and a variance, for which the file has nothing where they are settings.
+        return 2 * _kept(build.get("input_shape"), config.get("axis", -1))
     if name in ("LSTM", "GRU", "SimpleRNN"):
         return units**2 * {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}[name]
     if name in ("Embedding", "ReversibleEmbedding"):
@@ -118,6 +148,14 @@ def _needed(value: dict[str, Any]) -> int:
     if isinstance(name, str) and name.startswith("Conv") and "LSTM" not in name:
         return _int(config, "filters") * math.prod(n for n in _whole(config.get("kernel_size")) if n > 0)
     return 0
+
+
+def _kept(shape: Any, axis: Any) -> int:
+    """The size of some axes of a shape, as Normalization names them: a number, several, or none."""
+    axes = [each for each in (axis if isinstance(axis, list) else [axis]) if type(each) is int]
+    sizes = shape if isinstance(shape, list) else []
+    kept = {each % len(sizes) for each in axes if -len(sizes) <= each < len(sizes)}
+    return math.prod(sizes[each] for each in kept if type(sizes[each]) is int and sizes[each] > 0)
 
 
 def _whole(value: Any) -> Iterator[int]:

@@ -5,13 +5,15 @@ What a registered object is good for is read from its bases' names, so that nobo
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kustom.errors import UntrustedError
 from kustom.saving import table
 
-__all__ = ["Trust", "bases", "fits"]
+__all__ = ["Trust", "bases", "fits", "script_of"]
 
 # A base class of Keras's, and the slot of what derives from it.
 _BASES = {
@@ -59,6 +61,15 @@ class Trust:
     def covers(self, module: str) -> bool:
         """Whether a module may be imported: it, or a package around it, is named."""
         return any(module == name or module.startswith(f"{name}.") for name in self.modules)
+
+
+def script_of(module: str) -> str | None:
+    """The package, or module, as which other programs import the script that runs as `module`; None where it is no script."""
+    main = sys.modules.get(module) if module in ("__main__", "__mp_main__") else None
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    if spec is not None:
+        return spec.name.split(".")[0]
+    return None if file is None else os.path.splitext(os.path.basename(file))[0]
 
 
 def bases(obj: Any) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import Any
 from kustom.errors import CorruptFileError, FileError, FormatError, LimitError, UnsafeFileError, UntrustedError
 from kustom.saving import sizes
 from kustom.saving.archive import CONFIG, Archive
-from kustom.saving.judging import Custom, Judge
+from kustom.saving.judging import Custom, Judge, Key
 from kustom.saving.limits import DEFAULT, Limits
 from kustom.saving.trusting import Trust
 
@@ -62,11 +62,12 @@ def judge(
     registered: Mapping[str, Any] | None = None,
     file: str | None = None,
     slot: str = "layer",
+    found: Mapping[Key, Any] | None = None,
 ) -> Verdict:
     """Judge an archive, or a config alone. Nothing is imported, not even Keras.
 
-    Where `trust` names modules, judge again when they have been imported, without them: what they registered is then held
-    against the places where the file wants it, and what they did not register is nobody's.
+    Where `trust` names modules, judge again when they have been imported, without them, with what was `found`: the classes
+    and functions themselves are then held against the places where the file wants them.
 
     Args:
         subject: What `archive.read` gave, or the config of a model or another part.
@@ -75,6 +76,7 @@ def judge(
         registered: Keras's registry: registered names with what is registered; None where Keras is not running.
         file: How messages name the file, where `subject` is a config.
         slot: What `subject` is to be: a layer (which a model is), a loss, ...
+        found: What was found for parts in modules that were trusted, by `Custom.key`.
 
     Raises:
         UntrustedError: `trust` is none of these.
@@ -82,16 +84,16 @@ def judge(
     config = subject.config if isinstance(subject, Archive) else subject
     file = subject.file if isinstance(subject, Archive) else file
     member, homes = (CONFIG, _homes(subject.manifest)) if isinstance(subject, Archive) else (None, {})
-    found = Judge(Trust(trust), limits, registered or {}, file, member, homes)
-    found.whole(config, slot)
-    if isinstance(subject, Archive) and not found.anomalies:
+    walk = Judge(Trust(trust), limits, registered or {}, file, member, homes, found or {})
+    walk.whole(config, slot)
+    if isinstance(subject, Archive) and not walk.anomalies:
         for error in sizes.compared(config, subject.weights, file):
-            found.anomalies.append(error)
-    wanted = [custom for custom in found.customs if custom.source is None]
+            walk.anomalies.append(error)
+    wanted = [custom for custom in walk.customs if custom.source is None]
     if wanted:
-        found.anomalies.append(_untrusted(wanted, file))
-    imports = dict.fromkeys(custom.module for custom in found.customs if custom.source == "trusted" and custom.module)
-    return Verdict(tuple(found.customs), tuple(imports), tuple(found.anomalies), found.parts)
+        walk.anomalies.append(_untrusted(wanted, file))
+    imports = dict.fromkeys(custom.module for custom in walk.customs if custom.source == "trusted" and custom.module)
+    return Verdict(tuple(walk.customs), tuple(imports), tuple(walk.anomalies), walk.parts)
 
 
 def _homes(manifest: Any) -> dict[str, str]:

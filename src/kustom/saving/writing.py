@@ -75,11 +75,12 @@ def save(model: keras.Model, path: str | os.PathLike[str] | IO[bytes], example: 
 
 
 def _target(path: Any) -> Any:
-    if isinstance(path, io.IOBase):
+    # Not every file object says that it is one: a temporary file's is a wrapper.
+    if not isinstance(path, str | bytes | os.PathLike):
+        if not callable(getattr(path, "write", None)):
+            raise UnsavableError(f"a model is saved to a path or to a binary file object, not to a {type(path).__qualname__}.")
         return path
-    text = os.fspath(path)
-    if isinstance(text, bytes):
-        text = os.fsdecode(text)
+    text = os.fsdecode(path)
     if "://" in text:
         raise UnsavableError(f"{text} is a remote address; save to a path, and copy the file there.")
     if not text.endswith(".keras"):
@@ -124,7 +125,15 @@ class _Prepared:
     def _refuse_what_no_load_takes(self, customs: list[Any]) -> None:
         """Refuse what would be refused when the file is read; what is registered nowhere can be given there by hand."""
         registered = private.registry()
-        named = {keras.saving.get_registered_name(definition_of(part)): definition_of(part) for part in customs}
+        named: dict[str, Any] = {}
+        for part in customs:
+            definition = definition_of(part)
+            name = keras.saving.get_registered_name(definition)
+            if named.setdefault(name, definition) is not definition and name not in registered:
+                raise UnsavableError(
+                    f"{refusing.name_of(definition)} and {refusing.name_of(named[name])} are registered nowhere, so that both are "
+                    f"{name!r} in a file. Decorate them with kustom, which tells modules apart, or give one another name."
+                )
         given = {name: definition for name, definition in named.items() if name not in registered}
         for anomaly in judge(json.loads(self.config), trust=given, registered=registered).anomalies:
             raise UnsavableError(f"the file would be refused when it is loaded: {anomaly}")
@@ -251,7 +260,7 @@ def _members(model: Any, prepared: _Prepared, target: Any, stack: contextlib.Exi
 
 def _weights(model: Any, target: Any, stack: contextlib.ExitStack) -> memoryview | mmap.mmap:
     """The weights as Keras writes them, in memory where they fit there once more, else in a file beside the target."""
-    if private.fits_memory(model) or isinstance(target, io.IOBase):
+    if private.fits_memory(model) or not isinstance(target, str):
         buffer = io.BytesIO()
         private.write_weights(model, buffer)
         view = buffer.getbuffer()

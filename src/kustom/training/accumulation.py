@@ -124,6 +124,10 @@ class Accumulation:
 
     def _update(self, variables: list[keras.Variable]) -> None:
         self._apply([self._mean(variable) for variable in variables], variables)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what has been added since the last time."""
         for state in (self._count, *self._divisors.values(), *(total for _, total in self._sums.values())):
             state.assign(ops.zeros(state.shape, state.dtype))
 

@@ -29,12 +29,15 @@ class History(keras.callbacks.History):
         self.epoch: list[int] = []
         self.execution: dict[str, Any] = {}
         self.skipped: list[int] = []
+        # To which of the epochs each value of a name belongs: not all are measured in each, as with validation_freq.
+        self._places: dict[str, list[int]] = {}
 
     def add(self, epoch: int, values: dict[str, Any]) -> None:
         """Add an epoch's values."""
-        self.epoch.append(epoch)
         for name, value in values.items():
             self.history.setdefault(name, []).append(value)
+            self._places.setdefault(name, []).append(len(self.epoch))
+        self.epoch.append(epoch)
 
     def __repr__(self) -> str:
         last = ", ".join(f"{name} {values[-1]:.4g}" for name, values in self.history.items() if isinstance(values[-1], float))
@@ -47,9 +50,8 @@ class History(keras.callbacks.History):
         return f"<table><tr><th>epoch</th>{''.join(f'<th>{name}</th>' for name in self.history)}</tr>{rows}</table>"
 
     def _rows(self) -> list[tuple[int, list[Any]]]:
-        columns = list(self.history.values())
-        # What is not measured each epoch, as with validation_freq, stands with the last of them.
-        return [(epoch, [_at(column, i, len(self.epoch)) for column in columns]) for i, epoch in enumerate(self.epoch)]
+        columns = [self._column(name) for name in self.history]
+        return [(epoch, [column[i] for column in columns]) for i, epoch in enumerate(self.epoch)]
 
     def to_frame(self) -> Any:
         """The values as a pandas `DataFrame`, a row an epoch.
@@ -115,17 +117,14 @@ class History(keras.callbacks.History):
         return figure
 
     def _column(self, name: str) -> list[Any]:
-        column = self.history.get(name, [])
-        return [_at(column, i, len(self.epoch)) for i in range(len(self.epoch))]
-
-
-def _at(column: list[Any], i: int, epochs: int) -> Any:
-    """The value of a column at an epoch; None where it has fewer values, which are taken to be spread evenly."""
-    if len(column) == epochs:
-        return column[i]
-    every = epochs // max(len(column), 1)
-    place, rest = divmod(i + 1, every) if column else (0, 1)
-    return column[place - 1] if rest == 0 and 0 < place <= len(column) else None
+        """The values of a name, one an epoch; None where it was not measured."""
+        values = self.history.get(name, [])
+        places = self._places.get(name, [])
+        if len(places) != len(values):
+            # Somebody else has written them into `history`: one an epoch, as Keras's callbacks do.
+            places = list(range(len(values)))
+        placed = dict(zip(places, values, strict=True))
+        return [placed.get(i) for i in range(len(self.epoch))]
 
 
 def _shown(value: Any) -> str:

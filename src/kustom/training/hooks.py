@@ -25,6 +25,14 @@ _NEED_A_MODEL = (
     keras.callbacks.SwapEMAWeights,
     keras.callbacks.TensorBoard,
 )
+# Those that are about its optimizer.
+_TURN_THE_OPTIMIZER = (
+    keras.callbacks.LearningRateScheduler,
+    keras.callbacks.ReduceLROnPlateau,
+    keras.callbacks.SwapEMAWeights,
+)
+# Stands where a model has no such attribute.
+_NOTHING: Any = object()
 
 
 class Hooks:
@@ -50,16 +58,51 @@ class Hooks:
                     "kustom.Loop(step, model=model)."
                 )
         self._subject: Any = _NoModel() if model is None else model
+        self._lent, self._before = False, _NOTHING
         for callback in self.all:
             callback.set_params(params)
             callback.set_model(self._subject)
 
-    def lend_optimizer(self, reached: list[Any]) -> None:
-        """Give a model that is not compiled the step's optimizer, if it is one: callbacks look for it there."""
-        inner = {id(each) for o in reached for each in (getattr(o, "inner_optimizer", None), *getattr(o, "optimizers", ()))}
-        outer = [o for o in reached if id(o) not in inner]
-        if getattr(self._subject, "optimizer", None) is None and len(outer) == 1:
+    def lend_optimizer(self, reached: list[Any], touched: Iterable[keras.Variable]) -> None:
+        """Give a model the step's optimizer, until `give_back`: callbacks look for it there.
+
+        Args:
+            reached: The optimizers that the step reaches.
+            touched: The variables that the step touches; none where it has not run yet.
+
+        Raises:
+            CallbackError: The model has another than the step applies, or none, and a callback is about it.
+        """
+        ids = {id(variable) for variable in touched}
+        used = [o for o in reached if not ids or any(id(variable) in ids for variable in o.variables)]
+        own = getattr(self._subject, "optimizer", None)
+        if any(o is own for o in used) or not isinstance(own, keras.optimizers.Optimizer | None):
+            return
+        inner = {id(each) for o in used for each in (getattr(o, "inner_optimizer", None), *getattr(o, "optimizers", ()))}
+        outer = [o for o in used if id(o) not in inner]
+        if len(outer) == 1:
+            self._before = vars(self._subject).get("optimizer", _NOTHING)
+            self._lent = True
             self._subject.optimizer = outer[0]
+            return
+        for callback in self.all:
+            if isinstance(callback, _TURN_THE_OPTIMIZER):
+                held = "no optimizer" if own is None else f"the optimizer {own.name!r}, which the step does not apply"
+                applied = ", ".join(repr(o.name) for o in outer) or "none"
+                raise CallbackError(
+                    f"{type(callback).__name__} sets what the optimizer of its model has, and the model has {held}; the step "
+                    f"applies {applied}. Set it in a callback of your own: optimizer.learning_rate = ..."
+                )
+
+    def give_back(self) -> None:
+        """Give the model the optimizer that it had, or none."""
+        if not self._lent:
+            return
+        self._lent = False
+        if self._before is _NOTHING:
+            del self._subject.optimizer
+        else:
+            self._subject.optimizer = self._before
 
     def begin(self) -> int:
         """Training begins; returns with which epoch, where a callback has found the first ones done."""

@@ -68,6 +68,9 @@ class Fit:
         hooks: Hooks | None = None
         line = StatusLine(self._epochs.stop, self._source.batches, self._verbose)
         first = self._epochs.start
+        begin = getattr(self._loop._step, "begin", None)
+        if begin is not None:
+            begin()
         try:
             for epoch in self._epochs:
                 if epoch < first:
@@ -91,6 +94,8 @@ class Fit:
                     end()
                 hooks.call("on_train_end", self._last())
         finally:
+            if hooks is not None:
+                hooks.give_back()
             line.close()
             self._history.execution = self._pass.runner.report()
 
@@ -106,7 +111,7 @@ class Fit:
         if model is not None:
             self._history.set_model(model)
             model.history = self._history  # pyright: ignore[reportAttributeAccessIssue]  (Keras sets it in fit, too)
-            hooks.lend_optimizer(entry.reached.all(keras.optimizers.Optimizer))
+            hooks.lend_optimizer(entry.reached.all(keras.optimizers.Optimizer), entry.program.variables)
         return hooks
 
     def _epoch(self, epoch: int, block: Block | None, hooks: Hooks, line: StatusLine) -> None:
@@ -158,9 +163,12 @@ class Validation:
         way: str,
         compiler: str | None,
     ) -> None:
-        given = data if isinstance(data, tuple) and not isinstance(data[0], tuple) else (data,)
-        if len(given) > 3:
-            raise SettingError(f"validation_data is a tuple of {len(given)}; expected (x, y) or (x, y, sample_weight).")
+        given = data if isinstance(data, tuple) else (data,)
+        if not 1 <= len(given) <= 3:
+            raise SettingError(
+                f"validation_data is a tuple of {len(given)}; expected (x,), (x, y) or (x, y, sample_weight), each of which may "
+                "hold several arrays, or a list of batches."
+            )
         if isinstance(frequency, int):
             whole_number(frequency, "validation_freq", 1)
         self._frequency = frequency

@@ -8,14 +8,12 @@ the same point of each run.
 from __future__ import annotations
 
 import itertools
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import keras
-
+from kustom.backends import current
 from kustom.errors import DataError
 from kustom.training.ahead import PATIENCE, Ahead, Batch, Chunk
 from kustom.training.leaves import as_array, cast
@@ -80,7 +78,7 @@ class Stream(Source):
         # How many of the epoch have been taken, and whether it is over.
         self._given, self._over = 0, True
         # Whether the thread may draw while the loop computes; None until that was seen.
-        self._apart: bool | None = None if keras.backend.backend() == "torch" else True
+        self._apart: bool | None = True if current().random_state() is None else None
 
     def _opened(self, epoch: int, at: int) -> Iterator[tuple[Any, Back | None]]:
         """The batches from there on, without end or to the end of the source, and how to give each back, if that is needed."""
@@ -153,11 +151,11 @@ class Stream(Source):
             self._ahead = ahead = Ahead(self._capacity)
             self._draw(ahead)
             if self._apart is None:
-                # torch has one generator of random numbers for all threads. A source that draws from it beside a step that does,
-                # too, would make each run another.
-                before = _random_state()
+                # A backend may have one generator of random numbers for all threads. A source that draws from it beside a step
+                # that does, too, would make each run another.
+                before = current().random_state()
                 if self._draw(ahead):
-                    self._apart = before == _random_state()
+                    self._apart = before == current().random_state()
             if self._apart:
                 ahead.start(self._draw)
         if self._apart:
@@ -211,10 +209,6 @@ class Stream(Source):
         return max(
             1, min(self._budget // max(sum(leaf.nbytes for leaf in batch.leaves), 1), self._most, self.batches or self._most)
         )
-
-
-def _random_state() -> bytes:
-    return sys.modules["torch"].get_rng_state().numpy().tobytes()
 
 
 class Passes(Stream):

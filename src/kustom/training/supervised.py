@@ -179,6 +179,11 @@ class Supervised:
         self._measure(x, y, y_pred, loss, sample_weight)
 
     @property
+    def begin(self) -> Callable[[], None] | None:
+        """What is to be called where a training begins: a run that was cut short may have left a part of a group of batches."""
+        return None if self._accumulation is None else self._accumulation.clear
+
+    @property
     def epoch_end(self) -> Callable[[], None] | None:
         """What is to be called at the end of each epoch: where gradients are accumulated, it applies the rest."""
         return None if self._accumulation is None else self._apply_rest

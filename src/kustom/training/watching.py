@@ -218,7 +218,9 @@ class Guards:
         # Names in spaces that are to hold the same object, or an equal number or text.
         named = [(space, name, flags.get((id(space), name), (space[name],))[0]) for space, name in reached.globals]
         lists = [container for container, name, owner in reached.containers if _is_of_user(owner, name)]
-        self._containers = [(each, _ids(each), _is_whole(each)) for each in lists if any(map(_is_watched, _each(each)))]
+        self._containers = [(each, _ids(each), _is_whole(each)) for each in lists if any(map(_leads_to_watched, _each(each)))]
+        # Nothing else gets the id of what stood in one.
+        self._stood = [list(_each(each)) for each, _, _ in self._containers]
         self._spaces: list[dict[str, Any]] = []
         self._gets: list[Any] = []
         self._kept: list[Any] = []
@@ -305,9 +307,14 @@ def _is_whole(container: Any) -> bool:
     return all(map(_is_watched, _each(container)))
 
 
+def _leads_to_watched(value: Any, depth: int = 4) -> bool:
+    """Whether a value is watched, or is a list or dict in which such a one stands."""
+    inside = _each(value) if depth and isinstance(value, _CONTAINERS) else ()
+    return _is_watched(value) or any(_leads_to_watched(each, depth - 1) for each in inside)
+
+
 def _ids(container: Any) -> list[int]:
-    # They are reached, and so kept: no other gets their id.
-    return [id(value) for value in _each(container) if _is_watched(value)]
+    return [id(value) for value in _each(container) if _leads_to_watched(value)]
 
 
 def _counts(obj: Any, name: str, reached: Reached) -> bool:

@@ -110,10 +110,16 @@ class PinballAligned(PinballBroadcast):
         return super().call(y_true, y_pred)
 
 
+@register
+def squares_an_entry(y_true, y_pred):
+    return ops.square(y_true - y_pred) / 2
+
+
 PAIRS = [
     ("S204", ScalarSquares, SquaresASample),
     ("S204", root_mean_square, root_of_each_sample),
     ("S204", MeanOverSamples, SquaresASample),
+    ("S204", squares_an_entry, root_of_each_sample),
     ("S204", IgnoresItsWeights, LeavesItsWeightsToKeras),
     ("S208", SquaresBroadcast, squares_aligned),
     ("S208", ErrorBroadcast, ErrorReshaped),

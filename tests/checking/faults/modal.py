@@ -194,6 +194,13 @@ class ScalesWhenTold(keras.layers.Layer):
         return x * 2.0 if training else x
 
 
+@register
+class UnseededAndNothingAtInference(keras.layers.Layer):
+    def call(self, x, training=None):
+        if training:
+            return x + keras.random.normal(keras.ops.shape(x))
+
+
 PAIRS = [
     ("T401", DropsAlways, DropsInTraining),
     ("T401", NeverDrops, DropsInTraining),
@@ -202,6 +209,7 @@ PAIRS = [
     ("T402", NothingInTraining, SomethingInTraining),
     ("T402", ForgetsToReturn, Returns),
     ("T403", UnseededNoise, SeededNoise),
+    ("T403", UnseededAndNothingAtInference, SeededNoise),
     ("T403", NoiseOfNumPy, noise_of_a_setting),
     ("T403", DropsColumnsUnseeded, SeededNoise),
     ("T408", TrainsByDefault, AsksItsModel),

@@ -6,6 +6,7 @@ that it had before.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -67,11 +68,9 @@ class Eager:
             count: How many.
             keep: Whether the values before will be asked for: `keep` has copied them.
         """
-        sums: list[Any] = []
-        for i in range(start, start + count):
-            outs = [ops.cast(ops.stop_gradient(out), "float32") for out in self.pick(data, rows, i)]
-            sums = [total + out for total, out in zip(sums, outs, strict=True)] if sums else outs
-        return sums
+        outs = [[ops.stop_gradient(out) for out in self.pick(data, rows, i)] for i in range(start, start + count)]
+        # In Python's numbers: sums in float32 would depend on how many batches a call has.
+        return [math.fsum(map(float, column)) for column in zip(*outs, strict=True)]
 
     def wait(self) -> None:
         """Until what was called last has been computed: it has been."""

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import keras
+import numpy as np
 from jax.extend import core as extend
 
 from kustom.backends import keras as private
@@ -137,10 +138,11 @@ class Program:
         def once(i: Any, state: Any) -> Any:
             sums, values = state
             outs, values = self._picked(values, read, data, rows, start + i)
-            return [total + out.astype(total.dtype) for total, out in zip(sums, outs, strict=True)], values
+            return [_added(total, lost, out.astype("float32")) for (total, lost), out in zip(sums, outs, strict=True)], values
 
         # The trip count is an argument: another length is no other program.
-        return jax.lax.fori_loop(0, count, once, ([jnp.zeros((), "float32")] * self._count, written))
+        zero = jnp.zeros((), "float32")
+        return jax.lax.fori_loop(0, count, once, ([(zero, zero)] * self._count, written))
 
     def run(self, tensors: Sequence[Any]) -> list[Any]:
         """Call the function once."""
@@ -167,7 +169,8 @@ class Program:
             count: How many.
             keep: Whether the values before, which `keep` gave, will be asked for: then their buffers are not donated.
         """
-        return self._called(self._loops[keep], self._values(keep), list(data), rows, start, count)
+        sums = self._called(self._loops[keep], self._values(keep), list(data), rows, start, count)
+        return [np.float64(total) + np.float64(lost) for total, lost in jax.device_get(sums)]
 
     def _values(self, keep: bool) -> list[Any]:
         return _own_values(self.written) if keep else self._donated()
@@ -304,6 +307,18 @@ def _own_values(variables: list[keras.Variable]) -> list[Any]:
                 values[i] = jax.lax.convert_element_type(value, value.dtype)
                 private.put(variables[i], values[i])
     return values
+
+
+def _added(total: Any, lost: Any, value: Any) -> tuple[Any, Any]:
+    """A sum of float32 and what rounding has taken from it, with a value more (Knuth's TwoSum): there is no float64 here.
+
+    In float32 alone, the sum over a chunk would depend on the chunk's length, which follows from timing.
+    """
+    new = total + value
+    seen = new - total
+    error = (total - (new - seen)) + (value - seen)
+    # Of what is not finite nothing is lost.
+    return new, lost + jnp.where(jnp.isfinite(new), error, 0.0)
 
 
 def _placeholder(variable: keras.Variable) -> Any:

@@ -107,7 +107,8 @@ class Program:
             outs = self._picked(data, rows, start + i)
             return i + 1, *[total + tf.cast(out, total.dtype) for total, out in zip(sums, outs, strict=True)]
 
-        zeros = [tf.zeros((), "float32")] * self._count
+        # In float32 the sums would depend on the chunk's length, which follows from timing.
+        zeros = [tf.zeros((), "float64")] * self._count
         _, *sums = tf.while_loop(lambda i, *_: i < count, once, [tf.constant(0), *zeros], parallel_iterations=1)
         return sums
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from kustom.checking import calls, steadiness
 from kustom.checking.finding import Measured, Undecided, shown
@@ -206,7 +207,7 @@ def _runs_here(subject: Subject) -> Iterator[Measured | Undecided]:
         yield from _without_inputs(subject, error)
         return
     try:
-        calls.call(subject, instance, *args)
+        refuse_foreign(calls.call(subject, instance, *args))
     except Exception as error:
         # As above.
         if subject.inputs.user_given or subject.kind not in ("loss", "metric", "layer", "model") or of_the_part(error):
@@ -224,6 +225,15 @@ def _without_inputs(subject: Subject, why: SubjectError) -> Iterator[Measured | 
     failures = subject.inputs.failures
     tried = f" (tried {len(failures)}; the first: {one_line(failures[0][1])})" if failures else ""
     yield Undecided(f"{why}{tried}")
+
+
+def refuse_foreign(outputs: Any) -> None:
+    """Raise where something is a tensor of a library that is not the backend: it has numbers, but no gradient, and no program."""
+    for y in calls.flat(outputs):
+        known = isinstance(y, np.ndarray | np.generic | keras.Variable) or ops.is_tensor(y)
+        if hasattr(y, "shape") and not known:
+            name = f"{type(y).__module__.partition('.')[0]} {type(y).__name__}"
+            raise NotImplementedError(f"it returns a {name}, which is no tensor of {keras.backend.backend()}")
 
 
 def of_the_part(error: BaseException) -> bool:

@@ -56,7 +56,7 @@ def gradient_equals_differences(subject: Subject) -> Iterator[Measured | Undecid
         if isinstance(report, Undecided):
             yield report
             return
-        if report.failures or (report.notes[:1] and not report.notes[0].startswith("Nothing was compared")):
+        if _is_wrong(report):
             yield _wrong(subject, report)
             return
         kinks += report.kinks == report.compared
@@ -88,7 +88,7 @@ def _is_wrong(report: GradientReport) -> bool:
 def _wrong(subject: Subject, report: GradientReport, what: str = "gradient") -> Measured:
     if not report.failures:
         return Measured(report.notes[0], got=report.notes[0], expected="a gradient that is linear in what comes from above")
-    row = report.failures[0]
+    row = max(report.failures, key=lambda each: abs(each.gradient - each.difference) / each.allowed)
     return Measured(
         f"the {what} is {shown(row.gradient)}, differences give {shown(row.difference)}",
         input=row.where,

@@ -129,7 +129,7 @@ def returns_in_both_modes(subject: Subject) -> Iterator[Measured | Undecided]:
             return x + np.random.normal(size=x.shape) if training else x
     """,
     mend="Keep self.seed_generator = keras.random.SeedGenerator(seed), and draw with seed=self.seed_generator.",
-    needs=("B601", "T402"),
+    needs=("B601",),
 )
 def randomness_is_seeded(subject: Subject) -> Iterator[Measured | Undecided]:
     """If two calls in training differ, a generator's state of its own has moved."""
@@ -141,6 +141,9 @@ def randomness_is_seeded(subject: Subject) -> Iterator[Measured | Undecided]:
     states = _states(part)
     weights = [calls.arrays(v) for v in part.variables if calls.is_floating(v)]
     first = _called(subject, part, args, True, seed=1)
+    if not first:
+        yield Undecided("in training it returns None: see T402")
+        return
     after = [calls.arrays(s) for s in states]
     for variable, value in zip([v for v in part.variables if calls.is_floating(v)], weights, strict=True):
         variable.assign(value)

@@ -371,8 +371,7 @@ def _held(x: Any, dtype: str) -> Any:
 
 def _low(subject: Subject, args: tuple[Any, ...], dtype: str) -> list[np.ndarray]:
     if subject.kind == "layer":
-        with policy(f"mixed_{dtype}"):
-            part = doubles.retyped(subject, f"mixed_{dtype}")
+        with policy(f"mixed_{dtype}"), doubles.retyped(subject, f"mixed_{dtype}") as part:
             calls.call(subject, part, *args)
             calls.cloned_weights(subject.instance(), part)
             return calls.outputs_of(subject, part, *args)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -50,7 +50,10 @@ def works_symbolically(subject: Subject, backend: str) -> Iterator[Measured | Un
         # Whatever a part raises.
         yield failed(subject, error, "it fails on symbolic inputs", args)
         return
-    real = [y.shape for y in calls.outputs_of(subject, part, *args)]
+    real = _returned_shapes(subject, part, args)
+    if real is None:
+        yield Undecided("it returns None: see T402")
+        return
     if len(symbolic) != len(real) or not all(_fits(s, r) for s, r in zip(symbolic, real, strict=True)):
         yield Measured(
             f"for symbolic inputs it says {shown(symbolic)}, for arrays {shown(real)} comes out",
@@ -64,6 +67,12 @@ def symbolic_shapes(subject: Subject, part: Any, args: Any) -> list[tuple[Any, .
     """The shapes that a part gives for symbolic inputs."""
     outputs = part(*_symbols(args), **calls.training_of(subject))
     return [tuple(y.shape) for y in calls.flat(outputs) if hasattr(y, "shape")]
+
+
+def _returned_shapes(subject: Subject, part: Any, args: Any) -> list[tuple[int, ...]] | None:
+    """The shapes that a part gives for arrays; None where it returns None, of which there is no shape."""
+    leaves = calls.flat(calls.call(subject, part, *args))
+    return None if any(y is None for y in leaves) else [np.asarray(calls.arrays(y)).shape for y in leaves]
 
 
 def _works_elsewhere(subject: Subject, backend: str, args: Any) -> Iterator[Measured | Undecided]:
@@ -116,7 +125,10 @@ def output_shape_is_as_computed(subject: Subject) -> Iterator[Measured | Undecid
     for batch in (3, 1, None):
         args = subject.inputs.arguments(batch=batch or 3)
         shapes = [_shape_of(x, batch) for x in args]
-        real = [y.shape for y in calls.outputs_of(subject, part, *args)]
+        real = _returned_shapes(subject, part, args)
+        if real is None:
+            yield Undecided("it returns None: see T402")
+            return
         try:
             said = method(*shapes)
         except NotImplementedError:
@@ -145,7 +157,10 @@ def _shape_of(x: Any, batch: int | None) -> Any:
 def _shapes_in(said: Any) -> list[tuple[Any, ...]]:
     if isinstance(said, tuple | list) and all(size is None or isinstance(size, int | np.integer) for size in said):
         return [tuple(said)]
-    values = said.values() if isinstance(said, dict) else said if isinstance(said, tuple | list) else []
+    if not isinstance(said, dict | tuple | list):
+        # Keras makes a tuple of what else it is given, such as TensorFlow's own shape.
+        return [tuple(said)] if isinstance(said, Iterable) else []
+    values = said.values() if isinstance(said, dict) else said
     return [shape for each in values for shape in _shapes_in(each)]
 
 
@@ -179,7 +194,7 @@ def output_has_the_compute_dtype(subject: Subject, name: str) -> Iterator[Measur
             scopes.enter_context(current().double_precision())
             scopes.enter_context(private.wide_floats())
         scopes.enter_context(policy(name))
-        part = doubles.retyped(subject, name)
+        part = scopes.enter_context(doubles.retyped(subject, name))
         if part is subject.instance():
             yield Undecided("no new one could be made")
             return
@@ -192,7 +207,10 @@ def output_has_the_compute_dtype(subject: Subject, name: str) -> Iterator[Measur
             else:
                 yield Undecided(f"it fails under {name}: {one_line(error)}")
             return
-        wrong = [private.standardize_dtype(y.dtype) for y in calls.flat(outputs) if calls.is_floating(y)]
+        returned = [y for y in calls.flat(outputs) if ops.is_tensor(y)]
+        wrong = [private.standardize_dtype(y.dtype) for y in returned if calls.is_floating(y)]
+    if not returned:
+        yield Undecided("it returns no tensor: see T402")
     wrong = [dtype for dtype in wrong if dtype != expected]
     if wrong:
         yield Measured(

@@ -36,7 +36,9 @@ def values_are_one_a_sample(subject: Subject) -> Iterator[Measured | Undecided]:
     """The shape of what it computes, and what weights and masks do to it."""
     y_true, y_pred = subject.inputs.arguments(batch=6)
     values = calls.outputs_of(subject, subject.instance(), y_true, y_pred)[0]
-    if not values.shape or values.shape != y_pred.shape[: values.ndim]:
+    # A value an entry cannot be weighted by the sample where there are several entries; of one entry, Keras drops the axis.
+    is_whole = values.shape == y_pred.shape and y_pred.ndim > 1 and y_pred.shape[-1] > 1
+    if not values.shape or is_whole or values.shape != y_pred.shape[: values.ndim]:
         yield Measured(
             f"for y_pred of the shape {y_pred.shape} it gives values of the shape {values.shape}",
             input=f"{y_true.shape}, {y_pred.shape}",
