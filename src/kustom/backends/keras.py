@@ -853,7 +853,8 @@ class _Builders(threading.local):
 _builders = _Builders()
 
 
-def _built_at_once(plain: Callable[..., Any]) -> Callable[..., Any]:
+def built_at_once(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """A `build` that is done at once where `builds_at_once` is around it."""
     builders = _builders
 
     @functools.wraps(plain)
@@ -876,12 +877,12 @@ def _built_at_once(plain: Callable[..., Any]) -> Callable[..., Any]:
     return build
 
 
-_building = Exchange(keras.layers.Layer, "_maybe_build", _built_at_once)
+_building = Exchange(keras.layers.Layer, "_maybe_build", built_at_once)
 
 
 @functools.cache
 def _building_of(cls: type) -> Exchange:
-    return Exchange(cls, "build", _built_at_once)
+    return Exchange(cls, "build", built_at_once)
 
 
 def _seed_of_all(plain: Callable[[], Any]) -> Callable[[], Any]:
@@ -1189,6 +1190,22 @@ class Reading(saving_lib.H5IOStore):
 
     def close(self) -> None:
         pass
+
+
+def optimizers_in(values: Any) -> Iterator[Any]:
+    """The optimizers among some values, in lists and dicts of them, and those that an optimizer hands on to."""
+    for value in values:
+        if isinstance(value, keras.optimizers.Optimizer):
+            yield value
+            yield from optimizers_in([getattr(value, "inner_optimizer", None), *getattr(value, "optimizers", ())])
+        elif isinstance(value, list | tuple | dict):
+            yield from optimizers_in(value.values() if isinstance(value, dict) else value)
+
+
+def own_optimizers(model: Any) -> list[Any]:
+    """The optimizers in attributes of a model and of its layers."""
+    held = [value for layer in layers_of(model) for value in [*vars(layer).values(), getattr(layer, "optimizer", None)]]
+    return list(optimizers_in(held))
 
 
 def save_state(model: Any, store: Any, assets: Any = None, skip: Iterable[Any] = ()) -> set[int]:

@@ -341,4 +341,6 @@ def _numbered(config: dict[str, Any]) -> dict[str, Any]:
 def _has_unbuilt_optimizer(store: Any) -> bool:
     """Whether the optimizer of a model was saved before its first step: it has its counters and nothing else."""
     stored = store.get("optimizer/vars") or store.get("optimizer")
-    return all(not each.shape for each in stored.values_unread())
+    found = list(stored.values_unread())
+    # Of one that stands in another attribute Keras says itself that it was passed over.
+    return bool(found) and all(not each.shape for each in found)

@@ -282,7 +282,7 @@ def refuse_other_model(twin: Rebuilt, entries: dict[str, dict[str, Any]], assets
     stored = {path: {key: _stored(value, f"{path}/{key}") for key, value in values.items()} for path, values in entries.items()}
     store = private.Reading(stored)
     with without_values():
-        _, failed = private.load_state(twin.model, store, assets)
+        _, failed = private.load_state(twin.model, store, assets, map(id, private.own_optimizers(twin.model)))
         if failed:
             part, error = failed[0]
             raise UnsavableError(f"{name_of(part)}: its weights would not come back: {_last_line(error)}")

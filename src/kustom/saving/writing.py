@@ -227,10 +227,7 @@ _MEASURES = (keras.losses.Loss, keras.metrics.Metric)
 def _walked(model: Any) -> tuple[dict[str, dict[str, Any]], set[int], bool]:
     """What Keras saves of the layers of a model, under which path; the ids of the objects it came to; whether there are assets."""
     store = private.Written()
-    attributes = [
-        value for layer in private.layers_of(model) for value in [*vars(layer).values(), getattr(layer, "optimizer", None)]
-    ]
-    reached = private.save_state(model, store, skip=[each for each in attributes if isinstance(each, keras.optimizers.Optimizer)])
+    reached = private.save_state(model, store, skip=private.own_optimizers(model))
     entries = {path: values for path, values in store.entries.items() if values and manifest.is_of_layers(path)}
     return entries, reached, any(hasattr(layer, "save_assets") for layer in private.layers_of(model))
 

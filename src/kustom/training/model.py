@@ -24,6 +24,7 @@ from kustom.gradients.tape import GradientTape
 from kustom.training.history import History
 from kustom.training.leaves import class_weights
 from kustom.training.steps import Steps
+from kustom.training.waiting import let_wait
 
 __all__ = ["FunctionalModel", "Model"]
 
@@ -47,7 +48,8 @@ class Model(keras.Model):
       operations; on JAX a model that cannot be compiled runs eagerly, as everywhere with `run_eagerly`.
     - A step that needs a value to go on runs eagerly, with a warning. Where it raises, the variables are as before.
     - A file holds the variables of the optimizers that stand in attributes, too, not how they were made; that is for the
-      constructor, or for a field of a `kustom.part`. They are read back into optimizers that are built.
+      constructor, or for a field of a `kustom.part`. They are read back at once into optimizers that are built, and into others
+      when the first step builds them.
 
     Example:
         >>> import keras, kustom, numpy as np
@@ -187,15 +189,12 @@ class Model(keras.Model):
         }
         if private.has_strategy(self):
             return super().fit(x, y, sample_weight=sample_weight, **given)
-        lent = self.optimizer is None
         try:
             history = self._kustom_way().fit(
                 x, y, sample_weight, on_nonfinite="ignore", execution=self._kustom_execution(), **given
             )
         finally:
             current().set_mode(self, training=False)
-            if lent:
-                self.optimizer = None
         self.history: History = history
         return history
 
@@ -274,6 +273,13 @@ class Model(keras.Model):
         if private.has_strategy(self):
             return super().predict_on_batch(x)
         return self._kustom_way().predicted_batch((x,), self._kustom_execution())
+
+    def load_own_variables(self, store: Any) -> None:
+        """Read the model's own variables; what the file holds of optimizers in attributes is kept until they are built."""
+        for optimizer in private.optimizers_in(vars(self).values()):
+            if optimizer is not getattr(self, "optimizer", None):
+                let_wait(optimizer)
+        super().load_own_variables(store)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as a file says; also without an optimizer, which Keras would build."""
