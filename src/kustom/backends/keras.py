@@ -1126,7 +1126,12 @@ class Stored:
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: str, read: Callable[[], Any], place: str) -> None:
-        self.shape, self.dtype, self.read, self.place = shape, dtype, read, place
+        self.shape, self.kind, self.read, self.place = shape, dtype, read, place
+
+    @property
+    def dtype(self) -> np.dtype:
+        """As an array has it: JAX looks at it before it makes one."""
+        return np.dtype(self.kind)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         array = keras.ops.convert_to_numpy(self.read())
@@ -1217,8 +1222,8 @@ def _filled_assign(plain: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(value, Stored):
             if tuple(value.shape) != tuple(self.shape):
                 raise ValueError(f"{value.place} has the shape {value.shape}, and {self.path} is {tuple(self.shape)}")
-            if kind_of(value.dtype) != kind_of(self._dtype):
-                raise ValueError(f"{value.place} has the dtype {value.dtype}, and {self.path} is {self._dtype}")
+            if kind_of(value.kind) != kind_of(self._dtype):
+                raise ValueError(f"{value.place} has the dtype {value.kind}, and {self.path} is {self._dtype}")
             value = value.read()
         if self._value is not None or open_scope() is not None:
             return plain(self, value)
