@@ -55,6 +55,7 @@ LONG = (
 )
 LONG_ON = {
     "jax": (
+        "checking/test_plot.py::test_a_kink_is_found_and_is_no_jump",
         "gradients/test_compositions.py::test_compositions",
         "gradients/test_layers.py::test_the_gradients_in_float32_are_the_backends_own",
         "gradients/test_numerical.py::test_one_entry_of_a_thousand_is_found",
