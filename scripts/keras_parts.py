@@ -116,7 +116,7 @@ OWN_FIELDS = {
 # Settings that say how much is made of something.
 SIZES = """
     axes_lengths bins block_size bottom_cropping bottom_padding cropping crossing_dim depth_multiplier dilation dilation_rate
-    factor fft_length filter_size filters gate_dim hash_size hashing_dim head_dim height input_dim input_shape intermediate_dim
+    fft_length filter_size filters gate_dim hash_size hashing_dim head_dim height input_dim input_shape intermediate_dim
     batch_shape batch_input_shape build_input_shape key_dim kernel_size kth left_cropping left_padding length mask_index max_rank
     max_tokens minlength n ngrams num num_bins num_classes num_discretization_bins num_heads num_key_value_heads num_mel_bins
     num_oov_indices num_query_heads num_segments num_thresholds output_dim output_padding output_sequence_length output_shape
@@ -124,7 +124,6 @@ SIZES = """
     sequence_stride shape size state_size stride strides target_height target_length target_shape target_width top_cropping
     top_padding top_paths units value_dim width group_size groups frame_step
 """.split()
-NOT_SIZES = {"factor"}
 
 
 def table() -> dict[str, Any]:
@@ -219,7 +218,7 @@ def _entry(name: str, obj: Any) -> dict[str, Any] | None:
     fields |= {key: slot for key, slot in OWN_FIELDS.get(obj.__name__, {}).items() if slot != "data"}
     if fields:
         entry["fields"] = dict(sorted(fields.items()))
-    sizes = sorted({key for key in settings if key in SIZES} - NOT_SIZES)
+    sizes = sorted({key for key in settings if key in SIZES})
     if sizes:
         entry["sizes"] = sizes
     return entry

@@ -9,8 +9,6 @@ from typing import Any
 
 import keras
 
-from kustom.backends import keras as private
-
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "keras_parts.py"
 
 # What a constructor needs, by the argument's name.
@@ -27,11 +25,6 @@ GIVEN: dict[str, Any] = {
     "source_name": None, "output_size": 1, "max_number": 3, "height_factor": 0.1, "width_factor": 0.1, "intermediate_dim": 4,
     "transforms": None, "num_groups": 1, "channel_axis": -1,
 }  # fmt: skip
-
-
-def registry() -> dict[str, Any]:
-    """What Keras has registered."""
-    return {name: private.registered(name) for name in private.registered_names()}
 
 
 def script() -> Any:

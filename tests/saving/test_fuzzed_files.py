@@ -21,7 +21,6 @@ from typing import Any
 
 import h5py
 import keras
-import keras_parts
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -29,6 +28,7 @@ from hypothesis import strategies as st
 
 import kustom
 from kustom import errors
+from kustom.backends import keras as private
 from kustom.saving import archive
 from kustom.saving.limits import Limits
 from kustom.saving.verdict import judge
@@ -206,7 +206,7 @@ def hold(data: bytes) -> bool:
     """Read a file to its last number; whether it was accepted, given that compressed numbers are only read when wanted."""
     try:
         with archive.read(io.BytesIO(data), LIMITS) as found:
-            judge(found, limits=LIMITS, registered=keras_parts.registry()).hold()
+            judge(found, limits=LIMITS, registered=private.registry()).hold()
             found.verify()
             weights = found.weights
     except errors.FileError:
@@ -236,7 +236,7 @@ def run(bases: list[dict[str, bytes]], mutate: Callable[..., bytes], examples: i
                 found = archive.read(io.BytesIO(data), LIMITS, hold=False, faults=True)
             except errors.FileError:
                 return
-            refused = found.faults or judge(found, limits=LIMITS, registered=keras_parts.registry()).anomalies
+            refused = found.faults or judge(found, limits=LIMITS, registered=private.registry()).anomalies
             assert bool(refused) is not accepted
 
     each()

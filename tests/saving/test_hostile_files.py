@@ -12,19 +12,19 @@ from typing import Any
 
 import hostile
 import keras
-import keras_parts
 import numpy as np
 import pytest
 
 import kustom
 from kustom import errors
+from kustom.backends import keras as private
 from kustom.saving import archive
 from kustom.saving.verdict import judge
 
 
 def read_and_judge(path: Path, **arguments: Any) -> None:
     with archive.read(path) as found:
-        judge(found, registered=keras_parts.registry(), **arguments).hold()
+        judge(found, registered=private.registry(), **arguments).hold()
         found.verify()
 
 
@@ -46,7 +46,7 @@ def state(folder: Path) -> dict[str, Any]:
         "level": logging.getLogger().level,
         "files": sorted(str(path.relative_to(folder)) for path in folder.rglob("*")),
         "probes": sorted(name for name in sys.modules if name.startswith(("keras_cv", "hostile_probe"))),
-        "registered": sorted(keras_parts.registry()),
+        "registered": sorted(private.registry()),
     }
 
 
@@ -127,7 +127,7 @@ def test_a_trusted_module_gives_what_it_registers_and_nothing_else(shop):
         assert judge(found, trust="pathlib").imports == ("pathlib",)
         # Once it is imported, nothing has to be trusted any more.
         with pytest.raises(errors.UntrustedError):
-            judge(found, registered=keras_parts.registry()).hold()
+            judge(found, registered=private.registry()).hold()
 
 
 def test_the_file_that_they_are_made_from_is_fine(shop):

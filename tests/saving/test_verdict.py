@@ -11,7 +11,6 @@ from typing import Any
 
 import hostile
 import keras
-import keras_parts
 import numpy as np
 import pytest
 
@@ -57,10 +56,6 @@ def written(obj: Any) -> dict[str, Any]:
     return json.loads(json.dumps(keras.saving.serialize_keras_object(obj)))
 
 
-def registered() -> dict[str, Any]:
-    return keras_parts.registry()
-
-
 def part(module: str | None, name: str, config: Any = None, registered_name: str | None = None) -> dict[str, Any]:
     return {"module": module, "class_name": name, "config": {} if config is None else config, "registered_name": registered_name}
 
@@ -83,7 +78,7 @@ def model():
 
 
 def test_what_the_program_has_registered_is_taken(model):
-    verdict = judge(written(model), registered=registered())
+    verdict = judge(written(model), registered=private.registry())
     assert not verdict.anomalies
     assert [(each.registered_name, each.slot, each.source) for each in verdict.customs] == [
         ("verdict>doubled", "activation", "registered"),
@@ -155,7 +150,7 @@ def test_trust_that_names_nothing_is_refused(trust):
 def test_what_is_shown_is_what_would_be_made(change, message):
     config = {**written(Scaled(2.0)), **change}
     with pytest.raises(errors.UnsafeFileError, match=message):
-        judge(config, registered=registered()).hold()
+        judge(config, registered=private.registry()).hold()
 
 
 def test_a_name_of_keras_that_the_program_has_taken_is_refused():
@@ -167,22 +162,22 @@ def test_a_registered_part_stands_in_its_own_place_alone():
     loss, layer = written(distance()), written(Scaled())
     for config, slot in ((loss, "layer"), (layer, "loss"), (loss, "optimizer"), (layer, "initializer"), (loss, "activation")):
         with pytest.raises(errors.UnsafeFileError, match=r"is registered as .*, where .* was expected"):
-            judge(config, slot=slot, registered=registered()).hold()
-    assert not judge(loss, slot="metric", registered=registered()).anomalies
-    assert not judge(layer, slot="activation", registered=registered()).anomalies
+            judge(config, slot=slot, registered=private.registry()).hold()
+    assert not judge(loss, slot="metric", registered=private.registry()).anomalies
+    assert not judge(layer, slot="activation", registered=private.registry()).anomalies
 
 
 def test_a_place_of_a_function_takes_no_class():
     config = part(Scaled.__module__, "function", "verdict>Scaled", "verdict>Scaled")
     with pytest.raises(errors.UnsafeFileError, match=r"where a loss was expected|where a function was expected"):
-        judge(config, slot="loss", registered=registered()).hold()
-    assert reasons(part("verdict", "function", "doubled", "verdict>Scaled"), slot="activation", registered=registered())
+        judge(config, slot="loss", registered=private.registry()).hold()
+    assert reasons(part("verdict", "function", "doubled", "verdict>Scaled"), slot="activation", registered=private.registry())
 
 
 def test_text_names_keras_or_registered_parts():
     assert not reasons(dense(activation="relu", kernel_initializer="he_normal"))
     assert "Did you mean 'relu'?" in reasons(dense(activation="rellu"))[0]
-    assert not reasons(dense(activation="verdict>doubled"), registered=registered())
+    assert not reasons(dense(activation="verdict>doubled"), registered=private.registry())
     with pytest.raises(errors.UntrustedError):
         judge(dense(activation="verdict>doubled")).hold()
 
@@ -194,13 +189,13 @@ class Ones(keras.initializers.Initializer):
 
 
 def test_text_names_what_fits_its_place():
-    assert not reasons(dense(kernel_initializer="verdict>Ones"), registered=registered())
+    assert not reasons(dense(kernel_initializer="verdict>Ones"), registered=private.registry())
     for place in ("kernel_initializer", "bias_regularizer", "kernel_constraint"):
         for wrong in ("verdict>Scaled", "verdict>distance"):
             with pytest.raises(errors.UnsafeFileError, match=r"the text 'verdict>\w+' names .*, where an? \w+ was expected"):
-                judge(dense(**{place: wrong}), registered=registered()).hold()
+                judge(dense(**{place: wrong}), registered=private.registry()).hold()
     with pytest.raises(errors.UnsafeFileError, match=r"the text 'verdict>Ones' names .*Ones, where an activation was expected"):
-        judge(dense(activation="verdict>Ones"), registered=registered()).hold()
+        judge(dense(activation="verdict>Ones"), registered=private.registry()).hold()
 
 
 def test_a_class_of_the_program_is_loaded_by_its_name(tmp_path):
@@ -215,10 +210,10 @@ def test_a_class_of_the_program_is_loaded_by_its_name(tmp_path):
 def test_what_derives_from_keras_keeps_its_dangers():
     lookup = part(__name__, "Words", {"vocabulary": "/etc/passwd"}, "verdict>Words")
     with pytest.raises(errors.UnsafeFileError, match="a file or an address that would be read"):
-        judge(lookup, registered=registered()).hold()
-    assert not judge({**lookup, "config": {"vocabulary": ["a", "b"]}}, registered=registered()).anomalies
+        judge(lookup, registered=private.registry()).hold()
+    assert not judge({**lookup, "config": {"vocabulary": ["a", "b"]}}, registered=private.registry()).anomalies
     with pytest.raises(errors.UnsafeFileError, match="derives from a part of Keras's that is never loaded"):
-        judge(part(__name__, "Running", {"function": None}, "verdict>Running"), registered=registered()).hold()
+        judge(part(__name__, "Running", {"function": None}, "verdict>Running"), registered=private.registry()).hold()
 
 
 @keras.saving.register_keras_serializable("verdict")
@@ -229,7 +224,7 @@ class Tower(private.Functional):
 def test_a_functional_model_of_ones_own_is_no_graph_of_a_file():
     inputs = keras.Input((3,))
     model = Tower(inputs, keras.layers.Dense(2)(inputs))
-    assert not reasons(written(model), registered=registered())
+    assert not reasons(written(model), registered=private.registry())
 
 
 @pytest.mark.parametrize(
@@ -252,7 +247,7 @@ def test_a_functional_model_of_ones_own_is_no_graph_of_a_file():
 def test_marked_data_is_read_in_settings_of_ones_own_parts(value):
     config = written(Scaled())
     config["config"]["table"] = {"inner": [value]}
-    assert not reasons(config, registered=registered())
+    assert not reasons(config, registered=private.registry())
 
 
 @pytest.mark.parametrize(
@@ -282,7 +277,7 @@ def test_marked_data_that_is_none_is_refused(name, config, message):
     settings = written(Scaled())
     settings["config"]["table"] = {"class_name": name, "config": config}
     with pytest.raises(errors.FileError, match=message):
-        judge(settings, registered=registered()).hold()
+        judge(settings, registered=private.registry()).hold()
 
 
 def test_a_dtype_is_a_name_of_keras():

@@ -7,13 +7,14 @@ not from here.
 from __future__ import annotations
 
 import collections
-import collections.abc
 import contextlib
 import functools
 import importlib
 import inspect
+import itertools
 import operator
 import threading
+import types
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
@@ -45,7 +46,6 @@ __all__ = [
     "ROOTS",
     "CompileLoss",
     "CompileMetrics",
-    "Entry",
     "Exchange",
     "Functional",
     "Reading",
@@ -106,7 +106,6 @@ __all__ = [
     "open_scope",
     "own",
     "own_value",
-    "placeholder_of",
     "put",
     "put_all",
     "reads",
@@ -119,7 +118,6 @@ __all__ = [
     "results",
     "resumed_at",
     "save_state",
-    "saves_as_layers_do",
     "seed_of_all",
     "seeds_of",
     "serialized",
@@ -1079,6 +1077,17 @@ def _found(plain: Callable[..., Any]) -> Callable[..., Any]:
 _finding = Exchange(serialization_lib, "_retrieve_class_or_fn", _found)
 
 
+@contextlib.contextmanager
+def _found_by(finder: Callable[[dict[str, Any], str], Any]) -> Iterator[None]:
+    """A scope, in safe mode, in which `finder` is asked first for the class or function of a config."""
+    _finders.all.append(finder)
+    try:
+        with _finding, SafeModeScope(True):
+            yield
+    finally:
+        _finders.all.pop()
+
+
 def deserialized(
     config: Any, finder: Callable[[dict[str, Any], str], Any], known: dict[int, Any] | None = None
 ) -> tuple[Any, dict[int, Any]]:
@@ -1089,15 +1098,10 @@ def deserialized(
         finder: Asked first for the class or function of a config, given it and the name; None where it knows none.
         known: Objects that were made before, by their `shared_object_id`.
     """
-    sharing = ObjectSharingScope()
-    _finders.all.append(finder)
-    try:
-        with _finding, sharing, SafeModeScope(True):
-            objects: Any = global_state.get_global_attribute("shared_objects/id_to_obj_map")
-            objects.update(known or {})
-            return serialization_lib.deserialize_keras_object(config, safe_mode=True), objects
-    finally:
-        _finders.all.pop()
+    with _found_by(finder), ObjectSharingScope():
+        objects: Any = global_state.get_global_attribute("shared_objects/id_to_obj_map")
+        objects.update(known or {})
+        return serialization_lib.deserialize_keras_object(config, safe_mode=True), objects
 
 
 class Written(saving_lib.H5IOStore):
@@ -1147,26 +1151,6 @@ class Stored:
         return self.shape[0]
 
 
-class Entry(collections.abc.Mapping):
-    """What a file holds for one object."""
-
-    def __init__(self, stored: dict[str, Stored]) -> None:
-        self._stored = stored
-
-    def __getitem__(self, key: str) -> Any:
-        return self._stored[key]
-
-    def values_unread(self) -> list[Stored]:
-        """What it holds, unread."""
-        return list(self._stored.values())
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
-
-    def __len__(self) -> int:
-        return len(self._stored)
-
-
 class Reading(saving_lib.H5IOStore):
     """A store that Keras loads from, made of arrays that are read one by one when they are wanted.
 
@@ -1176,6 +1160,8 @@ class Reading(saving_lib.H5IOStore):
 
     def __init__(self, entries: dict[str, dict[str, Stored]]) -> None:
         self._entries = entries
+        # Each path, and those above it: Keras asks several times for each layer.
+        self._paths = {path for each in entries for path in itertools.accumulate(each.split("/"), "{}/{}".format)}
         self.asked: set[str] = set()
 
     def __bool__(self) -> bool:
@@ -1183,10 +1169,10 @@ class Reading(saving_lib.H5IOStore):
 
     def get(self, path: str) -> Any:
         self.asked.add(path)
-        return Entry(self._entries.get(path, {}))
+        return types.MappingProxyType(self._entries.get(path, {}))
 
     def has_path(self, path: str) -> bool:
-        return any(each == path or each.startswith(path + "/") for each in self._entries)
+        return path in self._paths
 
     def close(self) -> None:
         pass
@@ -1270,19 +1256,9 @@ def initialize(variables: Iterable[keras.Variable]) -> None:
             variable._deferred_initialize()
 
 
-def placeholder_of(variable: keras.Variable) -> bool:
-    """Whether `variable` has no value, neither of its own nor in the open scope, so that a read gives its initializer's."""
-    return stored(variable) is None
-
-
 def fits_memory(model: Any) -> bool:
     """Whether the weights can be held in memory once more, as Keras judges it."""
     return saving_lib.is_memory_sufficient(model)
-
-
-def saves_as_layers_do(layer: Any) -> bool:
-    """Whether a layer's variables are saved by Keras's own code."""
-    return type(layer).save_own_variables is keras.layers.Layer.save_own_variables
 
 
 def seeds_of(model: Any) -> list[keras.Variable]:
@@ -1370,7 +1346,7 @@ def write_weights(model: Any, target: Any) -> None:
     """Write the weights of a model as Keras does, to a path or into a `BytesIO`."""
     store = saving_lib.H5IOStore(target, mode="w")
     try:
-        saving_lib._save_state(model, weights_store=store, assets_store=None, inner_path="", visited_saveables=set())
+        save_state(model, store)
     finally:
         store.close()
 
@@ -1400,12 +1376,8 @@ def compile_again(
     """
     own = type(model).compile is not keras.Model.compile
     if own or type(model).compile_from_config is not keras.Model.compile_from_config:
-        _finders.all.append(finder)
-        try:
-            with _finding, SafeModeScope(True), makes() as made:
-                model.compile_from_config(config)
-        finally:
-            _finders.all.pop()
+        with _found_by(finder), makes() as made:
+            model.compile_from_config(config)
         account(made)
         return {}
     with keras.StatelessScope(initialize_variables=False), values_wait(), makes() as made:

@@ -76,14 +76,9 @@ ERRORS: tuple[type[Exception], ...] = ()
 @contextlib.contextmanager
 def random_kept() -> Iterator[None]:
     """A scope after which the generators that torch keeps for all are as they were."""
-    before = torch.get_rng_state()
-    of_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    try:
+    # CUDA is not started for this.
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):
         yield
-    finally:
-        torch.set_rng_state(before)
-        if of_devices:
-            torch.cuda.set_rng_state_all(of_devices)
 
 
 def random_state() -> bytes | None:

@@ -17,7 +17,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kustom.backends import KNOWN
+from kustom.backends import KNOWN, installed
 from kustom.checking.settings import Settings, read_settings
 from kustom.errors import UsageError
 
@@ -174,9 +174,7 @@ def _quiet() -> Any:
 
 def _on_every_backend(arguments: argparse.Namespace, settings: Settings, bar: _Bar) -> tuple[Report, list[str]]:
     """Check in a process for each installed backend, side by side, and lay the reports over one another."""
-    import importlib.util
-
-    backends = [name for name in KNOWN if importlib.util.find_spec(name) is not None]
+    backends = installed()
     with tempfile.TemporaryDirectory() as folder:
         running = {
             name: subprocess.Popen(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 
 from kustom.errors import UsageError
 
@@ -41,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         figure.savefig(output, dpi=150)
     except (OSError, ValueError) as error:
         raise UsageError(f"{output} cannot be written: {error}.") from error
-    print(output, file=sys.stdout)
+    print(output)
     return 0
 
 
@@ -55,11 +54,11 @@ def _setting(text: str) -> dict[str, list[float]]:
     name, equals, values = text.partition("=")
     if not equals or not name:
         raise UsageError(f"--setting is NAME=VALUES, such as threshold=0.5,1,2, not {text!r}.")
-    return {name: _numbers(values, "--setting")}
+    return {name: _numbers(values)}
 
 
-def _numbers(text: str, option: str) -> list[float]:
+def _numbers(text: str) -> list[float]:
     try:
         return [float(number) for number in text.split(",")]
     except ValueError as error:
-        raise UsageError(f"{option} takes numbers with commas between, not {text!r}.") from error
+        raise UsageError(f"--setting takes numbers with commas between, not {text!r}.") from error

@@ -12,7 +12,7 @@ import keras
 
 from kustom.backends import keras as private
 
-__all__ = ["inputs_of", "symbolic"]
+__all__ = ["inputs_of"]
 
 _ROWS = 2
 # The sizes to try for a free axis.
@@ -41,18 +41,9 @@ def inputs_of(model: Any, free: int) -> Any | None:
         shapes = next(iter(named.values())) if len(named) == 1 else None
     if shapes is None:
         return None
-    descendants = [layer for layer in private.descendants(model) if layer is not model]
+    descendants = private.descendants(model)
     counter = iter(range(1_000_000))
     return _of_shapes(shapes, lambda shape: _rule(shape, None, descendants, free, next(counter)))
-
-
-def symbolic(rules: Any) -> Any:
-    """Symbolic tensors of the shapes and dtypes of an input, in its structure."""
-    if isinstance(rules, dict) and "shape" in rules and "dtype" in rules:
-        return keras.KerasTensor(rules["shape"], rules["dtype"])
-    if isinstance(rules, dict):
-        return {key: symbolic(item) for key, item in rules.items()}
-    return type(rules)(symbolic(item) for item in rules)
 
 
 def _symbolic_inputs(model: Any) -> Any | None:
@@ -89,14 +80,14 @@ def _rule(shape: Any, dtype: str | None, takers: list[Any], free: int, seed: int
     sizes = [
         _ROWS if position == 0 and size is None else free if size is None else int(size) for position, size in enumerate(shape)
     ]
-    words = next((_words(taker) for taker in takers if _words(taker)), None)
+    words = next(filter(None, map(_words, takers)), None)
     if dtype == "string" or (dtype is None and words is not None):
         return {"shape": sizes, "dtype": "string", "words": words or ["a", "b c"]}
     ids = [size for size in map(_ids_below, takers) if size is not None]
     kind = private.kind_of(dtype or keras.config.floatx())
     if ids:
         return {"shape": sizes, "dtype": dtype or "int32", "low": 0, "high": min(ids), "seed": seed, "whole": True}
-    known = next((vocabulary for vocabulary in map(_numbers, takers) if vocabulary), None)
+    known = next(filter(None, map(_numbers, takers)), None)
     if known is not None:
         return {"shape": sizes, "dtype": dtype or "int64", "low": min(known), "high": max(known) + 2, "seed": seed, "whole": True}
     if kind == "bool":

@@ -6,6 +6,7 @@ import html
 import importlib
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -73,7 +74,7 @@ class Inspection:
     @property
     def parameters(self) -> int:
         """The numbers in all arrays of the weights; those of the optimizer count, too."""
-        return sum(_product(shape) for _, shape, _, _ in self.arrays)
+        return sum(math.prod(shape) for _, shape, _, _ in self.arrays)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain data, for JSON."""
@@ -249,8 +250,7 @@ def _registry() -> Mapping[str, Any] | None:
     """What the running program has registered, if it runs Keras."""
     if "keras" not in sys.modules:
         return None
-    private = importlib.import_module("kustom.backends.keras")
-    return {name: private.registered(name) for name in private.registered_names()}
+    return importlib.import_module("kustom.backends.keras").registry()
 
 
 def _written(found: Archive) -> dict[str, Any]:
@@ -290,13 +290,6 @@ def _layers(config: Any, depth: int = 0) -> Iterable[Layer]:
         own = {key: value for key, value in inner.items() if key != "layers"}
         yield Layer(name if isinstance(name, str) else "unnamed", _part(layer), depth, own)
         yield from _layers(layer, depth + 1)
-
-
-def _product(shape: Iterable[int]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
 
 
 def _brief(settings: Any) -> str:

@@ -221,7 +221,7 @@ class Judge:
         self._shared(value, (module, name, registered_name), place)
         if name == "function":
             self._function(value, module, registered_name, slot, place)
-        elif module is not None and (module == "keras" or module.startswith("keras.")):
+        elif table.is_of_keras(module):
             self._builtin(value, f"{module}.{name}", slot, place)
         else:
             self._foreign(value, module, name, registered_name, slot, place)
@@ -363,7 +363,7 @@ class Judge:
             self.corrupt(place, f"the name of a function is {name!r:.80}")
         if value.keys() - _KEYS:
             self.corrupt(place, f"the function {name[:80]} has more than a name")
-        own = module is not None and (module == "keras" or module.startswith("keras."))
+        own = table.is_of_keras(module)
         slots = self._slots_of_function(module, name)
         if own or (module == "builtins" and slots):
             if not slots:
@@ -505,7 +505,7 @@ class Judge:
         if slot not in ("data", "any", "node", "vocabulary", *_NUMBERS):
             self.unsafe(place, f"{name} stands where {_a(slot)} was expected")
         for key in marks.NESTED.get(name, ()):
-            self.part(value["config"][key], slot if slot != "node" else "node", f"{place}.config.{key}")
+            self.part(value["config"][key], slot, f"{place}.config.{key}")
 
 
 def _is_module(text: Any) -> TypeGuard[str]:

@@ -20,7 +20,6 @@ from kustom import errors
 from kustom.backends import current
 from kustom.backends import keras as private
 from kustom.errors import (
-    FileError,
     FormatError,
     KustomError,
     LimitError,
@@ -149,7 +148,7 @@ class _Loading:
         return FormatError(
             f"its entry {entry!r} is not what kustom writes: {type(error).__name__}: {error}. Get the file again.",
             file=self.file,
-            part=manifest.MEMBER,
+            part=archive.MANIFEST,
         )
 
     def _rebuilt(self) -> Rebuilt:
@@ -201,7 +200,7 @@ class _Loading:
 
     def _refuse_misfits(self, model: Any, stored: dict[str, dict[str, Any]], store: Any) -> None:
         for variable in model.weights:
-            if private.placeholder_of(variable):
+            if not private.has_value(variable):
                 raise self._misfit(f"the file has no value for {variable.path}, so that it would be a fresh one")
         unread = sorted(path for path in stored.keys() - store.asked if manifest.is_of_layers(path))
         if unread:
@@ -218,7 +217,7 @@ class _Loading:
 
     def _initialize(self, made: list[keras.Variable]) -> None:
         """Give what has no weights in a file its first value: seeds, metrics; and that only where it is small beside them."""
-        waiting = [variable for variable in made if private.placeholder_of(variable)]
+        waiting = [variable for variable in made if not private.has_value(variable)]
         self._account(waiting)
         try:
             private.initialize(waiting)
@@ -263,8 +262,6 @@ class _Loading:
             shape = tuple(recorded["outputs"][0]["shape"]) if recorded.get("outputs") else ()
             if how is None and compiled:
                 how = self._other_measure(rebuilt, recorded.get("measures", []), shape, allowed)
-        except FileError:
-            raise
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise self._malformed("recorded", error) from error
         if how is not None:
@@ -277,10 +274,7 @@ class _Loading:
             )
 
     def _other_output(self, model: Any, recorded: dict[str, Any], allowed: float) -> str | None:
-        try:
-            x = recording.inputs_from(recorded["input"], model)
-        except (TypeError, ValueError) as error:
-            raise self._malformed("recorded", error) from error
+        x = recording.inputs_from(recorded["input"], model)
         try:
             given = recording.outputs(model, x)
         except Exception as error:
@@ -341,6 +335,6 @@ def _numbered(config: dict[str, Any]) -> dict[str, Any]:
 def _has_unbuilt_optimizer(store: Any) -> bool:
     """Whether the optimizer of a model was saved before its first step: it has its counters and nothing else."""
     stored = store.get("optimizer/vars") or store.get("optimizer")
-    found = list(stored.values_unread())
+    found = list(stored.values())
     # Of one that stands in another attribute Keras says itself that it was passed over.
     return bool(found) and all(not each.shape for each in found)

@@ -13,7 +13,6 @@ import json
 import platform
 import sys
 import textwrap
-import types
 from typing import Any
 
 import keras
@@ -21,11 +20,11 @@ import keras
 import kustom
 from kustom.defining import naming
 from kustom.defining.versions import KEY
-from kustom.saving.rebuilding import definition_of, nodes
-from kustom.saving.schema import FORMAT, MEMBER
+from kustom.saving.rebuilding import definition_of, nodes, written_of
+from kustom.saving.schema import FORMAT
 from kustom.saving.schema import check as check_format
 
-__all__ = ["FORMAT", "MEMBER", "check_format", "describe", "fingerprint", "is_of_layers", "text_of", "versions"]
+__all__ = ["FORMAT", "check_format", "describe", "fingerprint", "is_of_layers", "text_of", "versions"]
 
 # Under these names stand the weights of what is no layer.
 _COMPILED = frozenset(["optimizer", "loss", "metrics", "_compile_loss", "_compile_metrics", "_loss_tracker"])
@@ -89,10 +88,8 @@ def _without_ids(value: Any) -> Any:
 
 def fingerprint(definition: Any) -> str | None:
     """The SHA-256 of a part's source as it is written, without its indentation; None where there is none to read."""
-    function = getattr(definition, "fn", None)
-    definition = function if isinstance(function, types.FunctionType) else definition
     try:
-        source = textwrap.dedent(inspect.getsource(inspect.unwrap(definition)))
+        source = textwrap.dedent(inspect.getsource(inspect.unwrap(written_of(definition))))
     except (OSError, TypeError):
         # Typed into a console, or made while running.
         return None

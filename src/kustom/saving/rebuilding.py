@@ -6,7 +6,6 @@ optimizer allocates when it is built, so that what a model was compiled with com
 
 from __future__ import annotations
 
-import contextlib
 import re
 import types
 from collections.abc import Callable, Iterator
@@ -19,7 +18,20 @@ import numpy as np
 from kustom.backends import keras as private
 from kustom.defining.config import decode
 
-__all__ = ["ARRAY", "Rebuilt", "causes", "definition_of", "is_object", "nodes", "public", "rebuild", "retype", "said", "types_of"]
+__all__ = [
+    "ARRAY",
+    "Rebuilt",
+    "causes",
+    "definition_of",
+    "is_object",
+    "nodes",
+    "public",
+    "rebuild",
+    "retype",
+    "said",
+    "types_of",
+    "written_of",
+]
 
 ARRAY = "__numpy__"
 Finder = Callable[[dict[str, Any], str], Any]
@@ -55,7 +67,7 @@ def rebuild(config: dict[str, Any], finder: Finder) -> Rebuilt:
     compiles: list[tuple[int, dict[str, Any]]] = []
     bare = _without_compile(config, compiles)
     with (
-        keras.StatelessScope(collect_losses=True, initialize_variables=False),
+        without_values(),
         private.values_wait(),
         private.makes() as made,
     ):
@@ -108,6 +120,12 @@ def said(error: BaseException) -> str:
 def definition_of(obj: Any) -> Any:
     """The class of an object; a function is its own definition, and so is a class that stands for its default part."""
     return obj if isinstance(obj, type | types.FunctionType) else type(obj)
+
+
+def written_of(definition: Any) -> Any:
+    """What somebody wrote of a definition: the function, where kustom has made a class of one."""
+    function = getattr(definition, "fn", None)
+    return function if isinstance(function, types.FunctionType) else definition
 
 
 def is_object(value: Any) -> bool:
@@ -210,8 +228,6 @@ def _is_numeric(config: Any) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def without_values(mapping: Any = ()) -> Iterator[Any]:
+def without_values() -> keras.StatelessScope:
     """A scope in which a rebuilt model computes with values that are not its own."""
-    with keras.StatelessScope(mapping, collect_losses=True, initialize_variables=False) as scope:
-        yield scope
+    return keras.StatelessScope(collect_losses=True, initialize_variables=False)

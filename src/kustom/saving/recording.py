@@ -68,19 +68,19 @@ def input_of(model: Any, example: Any) -> tuple[Any, str | None]:
         if not any(_says_something(array) for _, array in given):
             why = "of an input that was made up it makes nothing, or no numbers"
             continue
-        if rules == domains.inputs_of(model, free + 1) or _leaves_something(model, rules):
+        if rules == domains.inputs_of(model, free + 1) or _leaves_something(model, entry):
             return entry, None
         possible = possible or entry
     return possible, None if possible else why
 
 
-def _leaves_something(model: Any, rules: Any) -> bool:
+def _leaves_something(model: Any, entry: Any) -> bool:
     """Whether each layer has something left of an input.
 
     Some backends let convolutions use up an input, and compute with memory that nobody wrote; Keras's shapes tell.
     """
     try:
-        model.compute_output_spec(domains.symbolic(rules))
+        model.compute_output_spec(arrays.unstructured(entry, lambda rule: keras.KerasTensor(rule["shape"], rule["dtype"])))
     except _REFUSALS:
         return False
     return True

@@ -22,8 +22,8 @@ from kustom.backends import keras as private
 from kustom.defining import config as configs
 from kustom.defining import naming
 from kustom.errors import UnsavableError
-from kustom.saving import recording
-from kustom.saving.rebuilding import Rebuilt, definition_of, nodes, rebuild, said, without_values
+from kustom.saving import recording, table
+from kustom.saving.rebuilding import Rebuilt, definition_of, nodes, rebuild, said, without_values, written_of
 
 __all__ = [
     "is_custom",
@@ -51,7 +51,7 @@ def is_custom(config: dict[str, Any], original: Any = None) -> bool:
     if config["class_name"] == "function":
         return ">" in str(config["config"]) or (isinstance(original, types.FunctionType) and not private.is_of_keras(original))
     module = config.get("module")
-    return not (str(config["class_name"]).startswith("__") or (module and module.split(".")[0] == "keras") or module == "builtins")
+    return not (str(config["class_name"]).startswith("__") or table.is_of_keras(module) or module == "builtins")
 
 
 def name_of(obj: Any) -> str:
@@ -83,8 +83,7 @@ def refuse_code(config: Any, customs: list[Any]) -> None:
             )
     for part in customs:
         definition = definition_of(part)
-        function = getattr(definition, "fn", None)
-        naming.refuse_closure(function if isinstance(function, types.FunctionType) else definition)
+        naming.refuse_closure(written_of(definition))
         if "<locals>" in definition.__qualname__ and private.registered(keras.saving.get_registered_name(definition)) is None:
             raise UnsavableError(
                 f"{name_of(part)} is defined inside a function and registered nowhere, so that no program could find it again. "
@@ -128,8 +127,7 @@ def rebuilt_twin(config: dict[str, Any], originals: dict[int, Any]) -> Rebuilt:
 
 def _last_line(error: BaseException) -> str:
     marker = "Exception encountered: "
-    text = said(error)
-    text = text.rpartition(marker)[2] if marker in text else text
+    text = said(error).rpartition(marker)[2]
     return f"{type(error).__name__}: {text[-400:]}"
 
 
@@ -253,8 +251,9 @@ def refuse_untracked(model: Any, entries: dict[str, dict[str, Any]], reached: se
                 "never trained. Keras did not see the layer when it was put there: complete a list before it becomes an attribute."
             )
     for layer in private.layers_of(model):
-        own = [v for v in layer.weights if not any(v is other for sub in private.sublayers(layer) for other in sub.weights)]
-        if own and id(layer) not in reached and private.functional_of(model) is not layer and not _is_inner(model, layer):
+        if id(layer) in reached or _is_inner(model, layer):
+            continue
+        if any(not any(v is other for sub in private.sublayers(layer) for other in sub.weights) for v in layer.weights):
             raise UnsavableError(
                 f"{name_of(layer)}: its weights would not be saved, since no attribute leads to it. Keep it in an attribute of "
                 "the layer that uses it, or in a list or dict there."
@@ -292,7 +291,7 @@ def refuse_other_model(twin: Rebuilt, entries: dict[str, dict[str, Any]], assets
                 f"{unread[0]}: its weights would be saved and not come back, since a loaded model has no such part then. "
                 "Build in build() every sublayer, and make it in __init__."
             )
-        fresh = [variable for variable in twin.model.weights if private.placeholder_of(variable)]
+        fresh = [variable for variable in twin.model.weights if not private.has_value(variable)]
         if fresh:
             raise UnsavableError(f"{fresh[0].path}: it would come back with a fresh value, since no value of it is saved.")
         if entry is None:
@@ -303,7 +302,7 @@ def refuse_other_model(twin: Rebuilt, entries: dict[str, dict[str, Any]], assets
         except Exception as error:
             # The original takes this input; whatever a `call` of anybody's raises, it would raise after loading.
             raise UnsavableError(f"the model would load and then refuse its input: {_last_line(error)}") from error
-        made_late = [variable for variable in twin.model.weights if private.placeholder_of(variable)]
+        made_late = [variable for variable in twin.model.weights if not private.has_value(variable)]
     if made_late:
         raise UnsavableError(f"{made_late[0].path}: it is made by the first call, and would come back with a fresh value.")
     how = recording.compare(recorded, given, recording.tolerance(twin.model, alike=True))

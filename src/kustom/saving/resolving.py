@@ -21,6 +21,7 @@ from typing import Any
 
 from kustom.backends import keras as private
 from kustom.errors import MissingPartError, UntrustedError
+from kustom.saving import table
 from kustom.saving.archive import Archive
 from kustom.saving.judging import Custom, Key, key_of
 from kustom.saving.trusting import Trust
@@ -52,7 +53,7 @@ class Parts:
             self._last = next(custom for custom in self._customs if custom.key == key)
             return self.found[key]
         module = node.get("module")
-        if isinstance(module, str) and (module in ("keras", "builtins") or module.startswith("keras.")):
+        if isinstance(module, str) and (module == "builtins" or table.is_of_keras(module)):
             return None
         # Keras would look further than in its registry: it imports packages, and what it finds there nobody judged.
         wanted = str(node.get("registered_name") or name)

@@ -13,10 +13,10 @@ from typing import Any, NoReturn
 
 import kustom
 from kustom.errors import FormatError
+from kustom.saving.zipping import MANIFEST
 
-__all__ = ["FORMAT", "MEMBER", "check"]
+__all__ = ["FORMAT", "check"]
 
-MEMBER = "kustom.json"
 # Raised where an older kustom would read something else than what is meant.
 FORMAT = 1
 _BYTES = {
@@ -49,7 +49,7 @@ def check(manifest: Mapping[str, Any], file: str) -> None:
         raise FormatError(
             f"its format is {version!r:.80}, where a whole number was expected; it was not written by kustom.",
             file=file,
-            part=MEMBER,
+            part=MANIFEST,
         )
     if version > FORMAT:
         versions = manifest.get("versions")
@@ -58,7 +58,7 @@ def check(manifest: Mapping[str, Any], file: str) -> None:
             f"it is of format {version}, and this kustom ({kustom.__version__}) reads up to {FORMAT}. Install the one that wrote "
             f"it: kustom {wrote if isinstance(wrote, str) else 'of a newer version'}.",
             file=file,
-            part=MEMBER,
+            part=MANIFEST,
         )
     for name, known in _ENTRIES.items():
         if name in manifest:
@@ -68,7 +68,7 @@ def check(manifest: Mapping[str, Any], file: str) -> None:
                     _other("versions", manifest.get("versions"), "the name of a backend beside what was recorded")
             except _Other as other:
                 raise FormatError(
-                    f"its entry {name!r} is not what kustom writes: {other}. Get the file again.", file=file, part=MEMBER
+                    f"its entry {name!r} is not what kustom writes: {other}. Get the file again.", file=file, part=MANIFEST
                 ) from None
 
 

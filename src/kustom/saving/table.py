@@ -49,13 +49,9 @@ def _defined() -> dict[str, dict[str, Any]]:
     return {f"{home}.{each.get('also', name.rpartition('.')[2])}": each for name, each in parts for home in each.get("homes", ())}
 
 
+@functools.cache
 def names(slot: str) -> frozenset[str]:
     """The names that Keras takes as text in a place."""
-    return _names(slot)
-
-
-@functools.cache
-def _names(slot: str) -> frozenset[str]:
     return frozenset(_table()["texts"].get(slot, ()))
 
 
@@ -65,6 +61,11 @@ def functions(name: str) -> frozenset[str]:
     parts = _table()["parts"].items()
     found = [each["slots"] for full, each in parts if each["kind"] == "function" and full.rpartition(".")[2] == name]
     return frozenset(slot for slots in found for slot in slots)
+
+
+def is_of_keras(module: str | None) -> bool:
+    """Whether a module is Keras's."""
+    return (module or "").partition(".")[0] == "keras"
 
 
 def is_policy(text: str) -> bool:

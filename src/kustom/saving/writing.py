@@ -100,7 +100,7 @@ class _Prepared:
         again = retype(json.loads(_json(tree)), self.types)
         self.config = _json(_pruned(tree, self.originals))
         self._refuse_what_no_load_takes(customs)
-        entries, reached, self.has_assets = _walked(model)
+        entries, reached, has_assets = _walked(model)
         refusing.refuse_untracked(model, entries, reached)
         self.entry, self.why = recording.input_of(model, example)
         self.outputs = recording.record_outputs(model, self.entry) if self.entry is not None else None
@@ -114,7 +114,7 @@ class _Prepared:
         refusing.refuse_other_parts(twin, self.originals)
         paths = [variable.path for variable in model.weights]
         self.paths = paths if paths != [variable.path for variable in twin.model.weights] else []
-        with _assets_of(model, self.has_assets) as (store, _):
+        with _assets_of(model, has_assets) as (store, self.assets):
             refusing.refuse_other_model(twin, entries, store, self.entry, self.outputs)
         refusing.refuse_measures(twin, self.originals, self.measured, shape)
         if self.outputs is None and model.built:
@@ -247,12 +247,11 @@ def _assets_of(model: Any, has_assets: bool) -> Iterator[tuple[Any, dict[str, by
 
 def _members(model: Any, prepared: _Prepared, target: Any, stack: contextlib.ExitStack) -> Iterator[tuple[str, Any]]:
     metadata = {"keras_version": keras.__version__, "date_saved": datetime.datetime.now().strftime("%Y-%m-%d@%H:%M:%S")}
-    yield "metadata.json", json.dumps(metadata).encode()
-    yield "config.json", prepared.config.encode()
-    yield "model.weights.h5", _weights(model, target, stack)
-    with _assets_of(model, prepared.has_assets) as (_, assets):
-        yield from assets.items()
-    yield manifest.MEMBER, lambda sums: manifest.text_of(_manifest(prepared, dict(sums)))
+    yield archive.METADATA, json.dumps(metadata).encode()
+    yield archive.CONFIG, prepared.config.encode()
+    yield archive.WEIGHTS, _weights(model, target, stack)
+    yield from prepared.assets.items()
+    yield archive.MANIFEST, lambda sums: manifest.text_of(_manifest(prepared, dict(sums)))
 
 
 def _weights(model: Any, target: Any, stack: contextlib.ExitStack) -> memoryview | mmap.mmap:

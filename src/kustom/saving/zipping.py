@@ -135,7 +135,7 @@ def _end(reader: _Reader) -> tuple[int, int, int, int]:
     _, disk, first, here, count, length, start, _ = struct.unpack("<4s4H2IH", data)
     if disk or first or here != count:
         reader.fail(FormatError, "an archive in several pieces")
-    if _MANY in (count,) or _LARGE in (length, start):
+    if count == _MANY or _LARGE in (length, start):
         where = reader.bytes(at - 20, 20, "the larger archive's end")
         signature, disk, record, disks = struct.unpack("<4sIQI", where)
         if signature != b"PK\6\7" or disk or disks != 1 or record + 56 != at - 20:
