@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import control
-import keras
 import pytest
 
 import kustom
@@ -14,9 +13,6 @@ MARKED = [pytest.param(name, marks=[] if name in control.FIXED else pytest.mark.
 
 @pytest.mark.parametrize("name", MARKED)
 def test_no_fault_is_found_in_a_part_of_keras(name: str) -> None:
-    if name == "layers.BatchNormalization" and keras.backend.backend() == "jax":
-        # A false alarm of G201, by the gradient of a variable in inference; not understood yet.
-        pytest.xfail("on JAX G201 takes the gradient of BatchNormalization by a variable for 0")
     part = control.CONTROLS[name]
     allowed = control.EXCEPTIONS.get(name, {})
     # Other processes are for the slow tests: each part would wait for two of them.

@@ -1334,3 +1334,25 @@ def test_inference_mode_is_refused():
 
     with torch.inference_mode(), pytest.raises(errors.TapeError, match="inference_mode"):
         kustom.GradientTape()
+
+
+def test_a_gradient_flows_through_what_a_scope_gives_a_variable():
+    layer = keras.layers.Dense(3)
+    layer.build((None, 4))
+    factor = ops.convert_to_tensor(2.0)
+    with kustom.GradientTape() as tape:
+        tape.watch(factor)
+        with keras.StatelessScope([(layer.kernel, layer.kernel.value * factor)]):
+            y = ops.sum(layer(ops.ones((2, 4))))
+    np.testing.assert_allclose(array(tape.gradient(y, factor)), 2 * array(layer.kernel.value).sum(), rtol=1e-5)
+
+
+def test_no_gradient_flows_through_an_assignment():
+    layer = keras.layers.Dense(3)
+    layer.build((None, 4))
+    factor = ops.convert_to_tensor(2.0)
+    with kustom.GradientTape() as tape:
+        tape.watch(factor)
+        layer.bias.assign(ops.ones(3) * factor)
+        y = ops.sum(layer(ops.ones((2, 4))))
+    assert tape.gradient(y, factor) is None

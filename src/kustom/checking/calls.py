@@ -157,9 +157,14 @@ def is_floating(variable: Any) -> bool:
     return private.is_float_dtype(private.standardize_dtype(variable.dtype))
 
 
+def float_variables(layer: Any) -> list[Any]:
+    """The floating variables of a layer, its state included; not those of its metrics, which a model leaves out on torch."""
+    return [v for v in layer.weights if is_floating(v)]
+
+
 def float_weights(layer: Any) -> list[np.ndarray]:
-    """The floating weights of a layer, its state included."""
-    return [np.asarray(arrays(v)) for v in layer.variables if is_floating(v)]
+    """The values of `float_variables`."""
+    return [np.asarray(arrays(v)) for v in float_variables(layer)]
 
 
 def worst(a: Any, b: Any) -> tuple[float, float, float]:

@@ -44,7 +44,7 @@ def outputs(recipe: dict[str, Any], args: tuple[Any, ...], weights: list[Any] | 
     instance = subject.instance()
     made = calls.call(subject, instance, *args)
     if weights is not None:
-        variables = [v for v in instance.variables if calls.is_floating(v)]
+        variables = calls.float_variables(instance)
         if [tuple(v.shape) for v in variables] != [w.shape for w in weights]:
             return {"shapes": [tuple(v.shape) for v in variables]}
         for variable, weight in zip(variables, weights, strict=True):

@@ -84,6 +84,8 @@ class Recording:
         self.persistent = persistent
         self.paused = 0
         self._open: list[Any] = []
+        # The stateless scope in which the recording began.
+        self._around: Any = None
         self._tokens = itertools.count()
         self.reset()
 
@@ -98,6 +100,7 @@ class Recording:
 
     def start(self) -> None:
         """Record what this thread computes from now on."""
+        self._around = self._around or private.open_scope()
         recorder = _Recorder(self, _current_trace())
         recorder.scope.__enter__()
         self._open.append(recorder)
@@ -130,13 +133,16 @@ class Recording:
         """Watch a variable whose `value`, before any cast, is being read; returns what the reader gets.
 
         A value that this recording has seen computed was assigned to the variable since. An assignment is no operation:
-        the reader gets a copy, which descends from nothing but the variable.
+        the reader gets a copy, which descends from nothing but the variable. Where a scope gives the variable such a value,
+        it is that value which is read.
         """
         if self.paused or not is_differentiable(value):
             return value
         _, tokens = self._variables.setdefault(id(variable), (variable, []))
         token = self._token(value)
         if token is not None and token not in tokens:
+            if self._is_given():
+                return value
             with self._outside():
                 value = jnp.copy(value)
             token = None
@@ -150,10 +156,16 @@ class Recording:
 
     def pass_by(self, value: Any) -> Any:
         """What the reader of a variable gets that is not watched: nothing flows through an assignment to it."""
-        if self.paused or self._token(value) is None:
+        if self.paused or self._token(value) is None or self._is_given():
             return value
         with self._outside():
             return jnp.copy(value)
+
+    def _is_given(self) -> bool:
+        """Whether variables have their values from a stateless scope that was opened since the recording began."""
+        scope = private.open_scope()
+        # Kustom's own, which derive from it, stand for the variables themselves.
+        return type(scope) is keras.StatelessScope and scope is not self._around
 
     def _mark(self, x: Any) -> int:
         token = next(self._tokens)

@@ -118,14 +118,14 @@ def state_survives_compilation(subject: Subject) -> Iterator[Measured | Undecide
     if other is part:
         return
     calls.call(subject, other, *args)
-    floats = [v for v in part.variables if calls.is_floating(v)]
-    for mine, theirs in zip(floats, [v for v in other.variables if calls.is_floating(v)], strict=True):
+    state, others = ([v for v in each.variables if calls.is_floating(v)] for each in (part, other))
+    for mine, theirs in zip(state, others, strict=True):
         theirs.assign(mine)
     step = function(lambda *given: other(*given, **mode))
     for _ in range(2):
         part(*calls.tensors(args), **mode)
         step(*calls.tensors(args))
-    ours, theirs = calls.float_weights(part), calls.float_weights(other)
+    ours, theirs = ([calls.arrays(v) for v in each] for each in (state, others))
     if not calls.same(ours, theirs, units=4096.0):
         _, a, b = calls.worst(ours, theirs)
         message = f"after two compiled calls its state is {shown(b)}, after eager ones {shown(a)}"

@@ -35,7 +35,8 @@ from kustom.gradients.tape import GradientTape
 def values_are_one_a_sample(subject: Subject) -> Iterator[Measured | Undecided]:
     """The shape of what it computes, and what weights and masks do to it."""
     y_true, y_pred = subject.inputs.arguments(batch=6)
-    values = calls.outputs_of(subject, subject.instance(), y_true, y_pred)[0]
+    loss = as_loss(subject)
+    values = _unreduced(loss, y_true, y_pred)
     # A value an entry cannot be weighted by the sample where there are several entries; of one entry, Keras drops the axis.
     is_whole = values.shape == y_pred.shape and y_pred.ndim > 1 and y_pred.shape[-1] > 1
     if not values.shape or is_whole or values.shape != y_pred.shape[: values.ndim]:
@@ -50,7 +51,6 @@ def values_are_one_a_sample(subject: Subject) -> Iterator[Measured | Undecided]:
             ),
         )
         return
-    loss = as_loss(subject)
     weight = np.array([1, 0, 2, 0, 1, 1], "float32")
     kept = weight != 0
     rows = np.roll(y_pred, 1, axis=0)
@@ -65,6 +65,16 @@ def values_are_one_a_sample(subject: Subject) -> Iterator[Measured | Undecided]:
         broken = np.where(kept.reshape(-1, *[1] * (y_pred.ndim - 1)), y_pred, np.nan).astype("float32")
         yield from _ignored(subject, loss, "a NaN whose weight is 0", y_true, y_pred, broken, weight, None)
         yield from _ignored(subject, loss, "a NaN that is masked", y_true, y_pred, broken, None, kept)
+
+
+def _unreduced(loss: Any, y_true: np.ndarray, y_pred: np.ndarray) -> np.ndarray:
+    """What reaches the reduction: a `__call__` of a loss's own may take a mean of what its `call` gives."""
+    reduction = loss.reduction
+    loss.reduction = None
+    try:
+        return calls.arrays(loss(*calls.tensors((y_true, y_pred))))
+    finally:
+        loss.reduction = reduction
 
 
 def _couples(subject: Subject, y_true: np.ndarray, y_pred: np.ndarray) -> bool:
