@@ -12,7 +12,7 @@ import os
 import sys
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 __all__ = [
@@ -564,6 +564,14 @@ def refuse_tf_keras(*objects: Any) -> None:
         for cls in (obj if isinstance(obj, type) else type(obj)).__mro__:
             if cls.__module__.split(".")[0] == "tf_keras":
                 raise TfKerasError(f"{cls.__module__}.{cls.__name__} is of tf_keras (Keras 2); use its twin in `keras`.")
+
+
+def did_you_mean(name: str, names: Iterable[Any]) -> str:
+    """The name that is most like another, as a hint at the end of a message; empty where none is."""
+    import difflib
+
+    found = difflib.get_close_matches(name, [str(each) for each in names], n=1)
+    return f" Did you mean {found[0]!r}?" if found else ""
 
 
 def warn(message: str, category: type[Warning]) -> None:

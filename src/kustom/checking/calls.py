@@ -167,6 +167,18 @@ def float_weights(layer: Any) -> list[np.ndarray]:
     return [np.asarray(arrays(v)) for v in float_variables(layer)]
 
 
+def equal(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
+    """Whether the arrays are the same in each entry, NaN for NaN."""
+    return all(x.shape == y.shape and np.array_equal(x, y, equal_nan=x.dtype.kind == "f") for x, y in zip(a, b, strict=True))
+
+
+def apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """How far each entry is from the other's; 0 for NaN and NaN, and for one infinity twice."""
+    a, b = a.astype("float64"), b.astype("float64")
+    with np.errstate(invalid="ignore"):
+        return np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
+
+
 def worst(a: Any, b: Any) -> tuple[float, float, float]:
     """Where two structures of arrays differ most, in units of the last place that float32 could keep; and both numbers.
 
@@ -185,13 +197,11 @@ def worst(a: Any, b: Any) -> tuple[float, float, float]:
             continue
         x, y = x.astype("float64"), y.astype("float64")
         scale = max(float(np.max(np.abs(x[np.isfinite(x)]), initial=0.0)), 1e-6)
-        with np.errstate(invalid="ignore"):
-            apart = np.abs(x - y) / (scale * 2.0**-23)
-        apart = np.where((x == y) | (np.isnan(x) & np.isnan(y)), 0.0, apart)
-        apart = np.where(np.isnan(apart), np.inf, apart)
-        at = int(np.argmax(apart))
-        if apart.flat[at] > found[0]:
-            found = (float(apart.flat[at]), float(x.flat[at]), float(y.flat[at]))
+        units = apart(x, y) / (scale * 2.0**-23)
+        units = np.where(np.isnan(units), np.inf, units)
+        at = int(np.argmax(units))
+        if units.flat[at] > found[0]:
+            found = (float(units.flat[at]), float(x.flat[at]), float(y.flat[at]))
     return found
 
 

@@ -113,18 +113,16 @@ class _Run:
     def _is_missing(self, cell: Cell) -> None:
         """Note the names that a cell that did not end would have made."""
         self.failed.add(cell.number)
-        if cell.is_python:
-            nodes = [n for n in ast.walk(ast.parse(cell.text)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
-            for node in nodes:
-                if node.id not in vars(self.module):
-                    self.missing.setdefault(node.id, cell.number)
+        for node in ast.walk(cell.tree or ast.Module([], [])):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id not in vars(self.module):
+                self.missing.setdefault(node.id, cell.number)
 
     def _made_by(self, cell: Cell) -> dict[str, Any]:
         """What the names that a cell defines stand for now; a later cell may give them another meaning."""
-        if not cell.is_python:
+        if cell.tree is None:
             return {}
         names = set()
-        for node in discovering.definitions(ast.parse(cell.text)):
+        for node in discovering.definitions(cell.tree):
             names |= {t.id for t in node.targets if isinstance(t, ast.Name)} if isinstance(node, ast.Assign) else {node.name}
         return {name: vars(self.module)[name] for name in names if name in vars(self.module)}
 
@@ -132,12 +130,12 @@ class _Run:
         everything = ast.parse("".join(cell.text for cell, _ in snapshots if cell.is_python))
         subjects: list[Subject] = []
         for cell, namespace in snapshots:
-            if not namespace:
+            if not namespace or cell.tree is None:
                 continue
             self.say(doing=f"the parts of cell {cell.number}")
             with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
                 warnings.simplefilter("ignore")
-                found = list(discovering.found_in(namespace, ast.parse(cell.text), everything, "__main__"))
+                found = list(discovering.found_in(namespace, cell.tree, everything, "__main__"))
             for each in found:
                 place = self.notebook.place(cell.first + each.line - 1)
                 try:
@@ -196,8 +194,8 @@ def _definitions_alone(cells: list[Cell], failed: set[int]) -> str:
     """What another process runs to have the parts: imports, definitions, and the assignments that these need."""
     statements: list[tuple[Cell, ast.stmt]] = []
     for cell in cells:
-        if cell.is_python:
-            statements += [(cell, node) for node in ast.parse(cell.text).body]
+        if cell.tree is not None:
+            statements += [(cell, node) for node in cell.tree.body]
     kept = [(c, n) for c, n in statements if isinstance(n, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef)]
     assigned = [(c, n) for c, n in statements if isinstance(n, ast.Assign | ast.AnnAssign) and c.number not in failed]
     growing = True

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import json
 import re
 from pathlib import Path
@@ -39,10 +40,18 @@ class Cell:
     first: int
     raises: bool = False
 
+    @functools.cached_property
+    def tree(self) -> ast.Module | None:
+        """What it says; None where it is no Python."""
+        try:
+            return ast.parse(self.text)
+        except SyntaxError:
+            return None
+
     @property
     def is_python(self) -> bool:
         """Whether it can be compiled."""
-        return _compiles(self.text)
+        return self.tree is not None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -86,6 +86,14 @@ class Finding:
         circumstances = f" [{self.variant}]" if self.variant else ""
         return f"{self.place + ' ' if self.place else ''}{self.part}  {self.code}{circumstances}  {self.message}"
 
+    def details(self) -> list[str]:
+        """The lines below the first: what was given, what came, why it matters, what to do, how to see it."""
+        named = [(name, getattr(self, name)) for name in ("input", "got", "expected", "why", "mend")]
+        lines = [f"    {name}: {text}" for name, text in named if text]
+        if self.reproducer:
+            lines += ["    to see it:", *(f"        {line}" for line in self.reproducer.splitlines())]
+        return lines
+
 
 @dataclasses.dataclass(frozen=True)
 class NotChecked:

@@ -38,7 +38,7 @@ def table(report: Report, *, details: bool = False, notes: Iterable[str] = ()) -
     for finding, place in zip(findings, places, strict=True):
         circumstances = f" [{finding.variant}]" if finding.variant else ""
         lines.append(f"{place:<{wide}}  {finding.part:<{named}}  {finding.code}{circumstances}  {finding.message}")
-        lines += _details(finding) if details else [f"    {finding.mend}"] if finding.mend else []
+        lines += finding.details() if details else [f"    {finding.mend}"] if finding.mend else []
     for finding in report.expected if details else ():
         lines.append(f"{_shown(finding.place)}  {finding.part}  {finding.code}  expected: {finding.expected_because}")
     lines += [f"{o}; the declaration can go" for o in report.passed_after_all]
@@ -46,12 +46,6 @@ def table(report: Report, *, details: bool = False, notes: Iterable[str] = ()) -
     lines += [str(outcome) for outcome in report.not_run] if details else []
     lines += notes
     return "\n".join([*lines, f"{report.summary()}; {report.seconds:.1f} s"]) + "\n"
-
-
-def _details(finding: Finding) -> list[str]:
-    named = [(name, getattr(finding, name)) for name in ("input", "got", "expected", "why", "mend")]
-    lines = [f"    {name}: {text}" for name, text in named if text]
-    return lines + ["    to see it:", *(f"        {line}" for line in finding.reproducer.splitlines())] * bool(finding.reproducer)
 
 
 def _in_order(finding: Finding) -> tuple[Any, ...]:
@@ -175,7 +169,7 @@ def _case(suite: ElementTree.Element, outcome: Outcome) -> None:
             case.set("file", relative(place.file))
             case.set("line", str(place.line or 1))
         failure = ElementTree.SubElement(case, "failure", message=_legal(outcome.message), type=outcome.code)
-        failure.text = _legal("\n".join([_shown(outcome.place), *_details(outcome)]))
+        failure.text = _legal("\n".join([_shown(outcome.place), *outcome.details()]))
     elif isinstance(outcome, Finding):
         ElementTree.SubElement(case, "skipped", message=_legal(f"expected: {outcome.expected_because}"))
     elif isinstance(outcome, NotChecked):

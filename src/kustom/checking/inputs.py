@@ -187,13 +187,13 @@ class Inputs:
                 layer = self.subject.instance()
             args = self._sample(candidate, 3, self.subject.rng("domain"))
             try:
-                outputs = _numbers(layer(*args, **_training(self.subject)))
+                outputs = _numbers(layer(*args, **calls.training_of(self.subject)))
                 if not all(np.all(np.isfinite(y)) for y in outputs):
                     self.failures.append((_described(candidate), ArithmeticError("its result is not finite")))
                     continue
                 runs.append(candidate)
                 nearby = calls.mapped(lambda x: x * 1.001 if x.dtype.kind == "f" else x + 1, args)
-                moved = _numbers(layer(*nearby, **_training(self.subject)))
+                moved = _numbers(layer(*nearby, **calls.training_of(self.subject)))
             except Exception as error:
                 # As above.
                 self.failures.append((_described(candidate), error))
@@ -262,10 +262,6 @@ def _positional(instance: Any) -> int:
 
 
 _CALL = ("training", "mask")
-
-
-def _training(subject: Any) -> dict[str, Any]:
-    return {"training": True} if subject.tagged("needs_training") else {}
 
 
 def _described(candidate: tuple[tuple[Any, str], ...]) -> str:

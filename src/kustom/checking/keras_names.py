@@ -282,10 +282,13 @@ def knows(family: str, name: str) -> bool:
 
 def nearest_name(family: str, name: str) -> str | None:
     """The name nearest to a text that Keras does not know, or None."""
-    module = FAMILIES[family]
-    names = [n for n in dir(module) if not n.startswith("_")]
-    candidates = [n for n in [*(n.lower() for n in names), *(_snake(n) for n in names), *names] if knows(family, n)]
-    return near(name, candidates)
+    return near(name, _known_names(family))
+
+
+@functools.cache
+def _known_names(family: str) -> list[str]:
+    names = [n for n in dir(FAMILIES[family]) if not n.startswith("_")]
+    return [n for n in [*(n.lower() for n in names), *(_snake(n) for n in names), *names] if knows(family, n)]
 
 
 def _snake(name: str) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 
 from kustom.checking.cells import read_notebook
 from kustom.checking.finding import NotChecked, Outcome
+from kustom.checking.processes import python_path
 from kustom.checking.report import Report
 from kustom.checking.sources import read
 from kustom.checking.targets import chosen_outcomes, source_outcomes
@@ -77,7 +78,7 @@ def check_notebook(
             process = subprocess.Popen(
                 [sys.executable, "-m", "kustom.checking.cell_process", *words],
                 cwd=place,
-                env={**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": _python_path()},
+                env={**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": python_path()},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
@@ -88,11 +89,6 @@ def check_notebook(
             how = "it was given up" if process.returncode is None or process.returncode < 0 else f"its process ended: {last[:200]}"
             outcomes.append(NotChecked("E801", Path(path).name, f"{how} in {doing}", unfinished=True))
     return Report(outcomes, 0 if seed == "random" else int(seed), time.perf_counter() - started), mended
-
-
-def _python_path() -> str:
-    """This process's paths, so that the other finds the same modules."""
-    return os.pathsep.join(path for path in sys.path if path)
 
 
 @contextlib.contextmanager

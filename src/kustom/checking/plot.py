@@ -218,19 +218,17 @@ def _breaks(
     suspects = np.flatnonzero(np.any(np.isfinite(steps) & (steps > 4 * usual + 1e-6), axis=0))[:40]
     if not suspects.size:
         return (), ()
-    low, high = x[suspects], x[suspects + 1]
+    low, high = (np.stack([points, *_both(function, points)]) for points in (x[suspects], x[suspects + 1]))
     for _ in range(24):
-        middle = (low + high) / 2
-        at = [_both(function, points) for points in (low, middle, high)]
+        points = (low[0] + high[0]) / 2
+        middle = np.stack([points, *_both(function, points)])
         with np.errstate(invalid="ignore"):
-            left = np.abs(at[1][1] - at[0][1]) + np.abs(at[1][0] - at[0][0]) / (middle - low)
-            right = np.abs(at[2][1] - at[1][1]) + np.abs(at[2][0] - at[1][0]) / (high - middle)
-        low, high = np.where(left >= right, low, middle), np.where(left >= right, middle, high)
-    ends = [_both(function, points) for points in (low, high)]
-    rise, bend = np.abs(ends[1][0] - ends[0][0]), np.abs(ends[1][1] - ends[0][1])
+            before, after = (np.abs(b[2] - a[2]) + np.abs(b[1] - a[1]) / (b[0] - a[0]) for a, b in ((low, middle), (middle, high)))
+        low, high = np.where(before >= after, low, middle), np.where(before >= after, middle, high)
+    rise, bend = np.abs(high[1:] - low[1:])
     jumps = rise > 1e-4 * max(1.0, float(np.nanmax(np.abs(value))))
     kinks = ~jumps & (bend > 1e-3 * max(1.0, float(np.nanmax(np.abs(gradient)))))
-    return _apart(low[kinks], x), _apart(low[jumps], x)
+    return _apart(low[0][kinks], x), _apart(low[0][jumps], x)
 
 
 def _apart(places: np.ndarray, x: np.ndarray) -> tuple[float, ...]:

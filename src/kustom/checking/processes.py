@@ -19,7 +19,7 @@ import keras
 from kustom.backends import installed
 from kustom.checking.making import packed, unpacked
 
-__all__ = ["POOL", "Answer", "Pool"]
+__all__ = ["POOL", "Answer", "Pool", "python_path"]
 
 # Seconds that one request may take; compiling a large model on a busy machine takes its time.
 PATIENCE = 300.0
@@ -61,7 +61,7 @@ class Pool:
             if running is not None and running.poll() is None:
                 continue
             environment = {**os.environ, "KERAS_BACKEND": name, "TF_CPP_MIN_LOG_LEVEL": "3", "OMP_WAIT_POLICY": "passive"}
-            environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+            environment["PYTHONPATH"] = python_path()
             self._running[name] = subprocess.Popen(
                 [sys.executable, "-W", "ignore", "-m", "kustom.checking.worker"],
                 env=environment,
@@ -120,6 +120,11 @@ class Pool:
         """End all processes."""
         for name in list(self._running):
             self.stop(name)
+
+
+def python_path() -> str:
+    """This process's paths, so that another finds the same modules."""
+    return os.pathsep.join(path for path in sys.path if path)
 
 
 def _line(process: subprocess.Popen[bytes], patience: float) -> bytes:

@@ -73,9 +73,6 @@ class Report:
     def __len__(self) -> int:
         return len(self.outcomes)
 
-    def __add__(self, other: Report) -> Report:
-        return Report([*self.outcomes, *other.outcomes], self.seed, self.seconds + other.seconds)
-
     def by_code(self, code: str) -> list[Outcome]:
         """The outcomes of one code."""
         return [o for o in self.outcomes if o.code == code]
@@ -83,9 +80,7 @@ class Report:
     def __str__(self) -> str:
         lines = []
         for finding in self.findings:
-            lines += [str(finding), *(f"    {label}: {text}" for label, text in _details(finding))]
-            if finding.reproducer:
-                lines += ["    to see it:", *(f"        {line}" for line in finding.reproducer.splitlines())]
+            lines += [str(finding), *finding.details()]
         lines += [f"{f}  (expected: {f.expected_because})" for f in self.expected]
         lines += [str(p) for p in self.passed_after_all]
         lines += [str(o) for o in (*self.not_checked, *self.not_run)]
@@ -132,13 +127,6 @@ class Report:
             fields = {name: tuple(x) if isinstance(x, list) else x for name, x in entry.items() if name != "type"}
             outcomes.append(types[entry["type"]](**fields))
         return cls(outcomes, data["seed"], data["seconds"])
-
-
-def _details(finding: Finding) -> Iterator[tuple[str, str]]:
-    for name in ("input", "got", "expected", "why", "mend"):
-        text = getattr(finding, name)
-        if text:
-            yield name, text
 
 
 def _row(outcome: Outcome) -> tuple[str, str]:

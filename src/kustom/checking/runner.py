@@ -111,6 +111,7 @@ def run(
     preview: bool = False,
     backends: list[str] | None = None,
     progress: Callable[[Rule], None] | None = None,
+    done: dict[str, list[Outcome]] | None = None,
 ) -> Report:
     """Run the checks of a subject.
 
@@ -121,6 +122,8 @@ def run(
         preview: Whether new codes run, too.
         backends: On which others it must run; all that are installed where it is None.
         progress: Called with each rule before it runs.
+        done: By code, what checks of this subject found before, in this process; they do not run again, those of this run
+            join them.
     """
     started = time.perf_counter()
     chosen = checks_of(subject, only, skip, preview=preview)
@@ -128,25 +131,22 @@ def run(
     rooms = {"new process": backends[:1], "every backend": backends[1:]}
     # They start while the checks here run.
     POOL.start([name for where in {each.where for each in chosen} for name in rooms.get(where, [])])
-    outcomes: dict[str, list[Outcome]] = {}
+    outcomes = {} if done is None else done
     for each in chosen:
         if progress is not None:
             progress(each)
-        for code in _prerequisites(subject, each):
-            # What a chosen check needs runs, chosen or not; of that which was not chosen nothing is reported.
+        # What a chosen check needs runs, chosen or not; of that which was not chosen nothing is reported.
+        for code in (*_prerequisites(subject, each), each.code):
             if code not in outcomes:
                 outcomes[code] = _outcomes(subject, load()[code], outcomes)
-        outcomes.setdefault(each.code, _outcomes(subject, each, outcomes) if each.code not in outcomes else [])
-    for each in chosen:
-        if each.where == "every backend":
-            outcomes[each.code] += _elsewhere(subject, each, outcomes, backends[1:])
-    listed = [outcome for each in chosen for outcome in outcomes[each.code]]
+    abroad = {each: _elsewhere(subject, each, outcomes, backends[1:]) for each in chosen if each.where == "every backend"}
+    listed = [outcome for each in chosen for outcome in (*outcomes[each.code], *abroad.get(each, ()))]
     return Report(listed, subject.seed, time.perf_counter() - started)
 
 
 def run_rule(subject: Subject, code: str) -> list[Outcome]:
     """The outcomes of one check, those that it needs run before it."""
-    return run(subject, only=[code], preview=True).outcomes
+    return run(subject, only=[code], preview=True, done=subject.once("outcomes", dict)).outcomes
 
 
 def _prerequisites(subject: Subject, each: Rule) -> Iterator[str]:

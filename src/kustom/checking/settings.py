@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import tomllib
 from pathlib import Path
 from typing import Any
 
-from kustom.errors import UsageError
+from kustom.errors import UsageError, did_you_mean
 
 __all__ = ["Settings", "read_settings"]
 
@@ -65,9 +64,8 @@ def _settings(table: dict[str, Any], file: Path) -> Settings:
     given: dict[str, Any] = {}
     for name, value in table.items():
         if name not in fields:
-            close = difflib.get_close_matches(name, fields, 1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise UsageError(f"[tool.kustom] in {file} has {name!r}; its entries are {', '.join(fields)}.{hint}")
+            entries = ", ".join(fields)
+            raise UsageError(f"[tool.kustom] in {file} has {name!r}; its entries are {entries}.{did_you_mean(name, fields)}")
         given[name] = _converted(name, value, fields[name].default, file)
     if given.get("baseline"):
         given["baseline"] = str(file.parent / given["baseline"])

@@ -81,12 +81,14 @@ class Source:
     Attributes:
         text: The text.
         filename: Where it comes from.
+        tree: What it says.
         problems: What is wrong, by line.
         undecided: What could not be told, by code, and why.
     """
 
     text: str
     filename: str
+    tree: ast.Module
     problems: list[Problem] = dataclasses.field(default_factory=list)
     undecided: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -123,9 +125,8 @@ def read(text: str, filename: str = "<source>") -> Source:
     Raises:
         SyntaxError: It is not Python.
     """
-    tree = ast.parse(text, filename)
-    source = Source(text, filename)
-    Reader(source, tree).read()
+    source = Source(text, filename, ast.parse(text, filename))
+    Reader(source).read()
     unique = {(problem.code, problem.line, problem.column): problem for problem in source.problems}
     source.problems = sorted(unique.values(), key=lambda problem: (problem.line, problem.column, problem.code))
     return source
@@ -134,16 +135,16 @@ def read(text: str, filename: str = "<source>") -> Source:
 class Reader:
     """Goes through a module once, with the scope and the part around each node."""
 
-    def __init__(self, source: Source, tree: ast.Module) -> None:
-        self.source, self.tree = source, tree
+    def __init__(self, source: Source) -> None:
+        self.source, self.tree = source, source.tree
         self.lines = source.text.split("\n")
-        self.scope = scopes.collect(tree)
+        self.scope = scopes.collect(self.tree)
         self.scopes: dict[ast.AST, Scope] = {}
         self.parts: dict[ast.AST, str] = {}
         self.guarded: set[ast.AST] = set()
         self.parents: dict[ast.AST, ast.AST] = {}
-        self._enter(tree, self.scope, "", False)
-        nodes = list(ast.walk(tree))
+        self._enter(self.tree, self.scope, "", False)
+        nodes = list(ast.walk(self.tree))
         self.stored = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
         self.defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
         self.texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]

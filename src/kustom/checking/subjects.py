@@ -14,9 +14,7 @@ An instance is copied by its config; where that is not possible it is used itsel
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
-import sys
 import types
 import zlib
 from collections.abc import Callable, Iterator
@@ -29,7 +27,7 @@ from keras import ops
 from kustom.checking import making
 from kustom.checking.inputs import Inputs
 from kustom.checking.rules import KINDS
-from kustom.errors import SubjectError, refuse_tf_keras
+from kustom.errors import SubjectError, did_you_mean, refuse_tf_keras
 
 __all__ = ["TAGS", "Subject", "kind_of", "subjects_of"]
 
@@ -220,7 +218,7 @@ def place_of(part: Any) -> str:
 
 
 def declaration(part: Any) -> dict[str, Any]:
-    """What stands in the part's `__kustom__`.
+    """What stands in the part's `__kustom__`, its examples as a list.
 
     Raises:
         SubjectError: It is no dict, or holds an entry or a tag that there is not, or one of another type.
@@ -233,10 +231,14 @@ def declaration(part: Any) -> dict[str, Any]:
         raise SubjectError(f"{name}.__kustom__ is a dict with {', '.join(ENTRIES)}, not {type(declared).__name__}.")
     for entry in declared:
         if entry not in ENTRIES:
-            raise SubjectError(f"{name}.__kustom__ has {entry!r}; its entries are {', '.join(ENTRIES)}.{_nearest(entry, ENTRIES)}")
+            raise SubjectError(
+                f"{name}.__kustom__ has {entry!r}; its entries are {', '.join(ENTRIES)}.{did_you_mean(entry, ENTRIES)}"
+            )
+    examples = declared.get("examples", [])
+    declared = {**declared, "examples": list(examples) if isinstance(examples, list | tuple) else [examples]}
     for tag, value in declared.get("tags", {}).items():
         if tag not in TAGS:
-            raise SubjectError(f"{name}.__kustom__ has the tag {tag!r}; the tags are {', '.join(TAGS)}.{_nearest(tag, TAGS)}")
+            raise SubjectError(f"{name}.__kustom__ has the tag {tag!r}; the tags are {', '.join(TAGS)}.{did_you_mean(tag, TAGS)}")
         if not isinstance(value, TAGS[tag]):
             raise SubjectError(f"{name}.__kustom__: the tag {tag!r} is a {TAGS[tag].__name__}, not {value!r}.")
     for code, reason in declared.get("expected_failures", {}).items():
@@ -245,16 +247,9 @@ def declaration(part: Any) -> dict[str, Any]:
     return declared
 
 
-def _nearest(name: str, names: Any) -> str:
-    close = difflib.get_close_matches(name, list(names), 1)
-    return f" Did you mean {close[0]!r}?" if close else ""
-
-
 def subjects_of(part: Any, **given: Any) -> list[Subject]:
     """A subject for each example that a part names, one where it names none."""
     examples = declaration(part).get("examples", []) if isinstance(part, type) or not hasattr(type(part), "__kustom__") else []
-    if not isinstance(examples, list | tuple):
-        examples = [examples]
     name = given.pop("name", None) or name_of(part)
     if not examples:
         return [Subject(part, name=name, **given)]
@@ -273,9 +268,3 @@ def policy(name: str) -> Iterator[None]:
         yield
     finally:
         keras.config.set_dtype_policy(before)
-
-
-def module_of(part: Any) -> types.ModuleType | None:
-    """The module in which a part is written."""
-    named = part if hasattr(part, "__module__") and not callable(getattr(part, "get_config", None)) else type(part)
-    return sys.modules.get(getattr(part, "__module__", None) or getattr(named, "__module__", ""))

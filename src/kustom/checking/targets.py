@@ -122,8 +122,7 @@ def unit_of_file(path: Path, *, name: str | None = None, seed: int | str = 0, re
         unit.outcomes.append(finding("E802", path.name, f"{path}:{error.lineno or 1}", f"it is not Python: {error.msg}"))
         return unit
     unit.outcomes += source_outcomes(source)
-    tree = ast.parse(text)
-    if not reads_only and discovering.might_define_parts(tree):
+    if not reads_only and discovering.might_define_parts(source.tree):
         unit.mended = _mended(source)
         _add_parts(unit, path, name or module_name(path), source, seed)
     return unit
@@ -203,7 +202,7 @@ def _add_parts(unit: Unit, path: Path, name: str, source: Source, seed: int | st
         # A module may raise anything; that it does is the finding.
         unit.outcomes.append(finding("E802", path.name, f"{path}:{_line(error, path)}", f"{type(error).__name__}: {error}"))
         return
-    tree = ast.parse(mended or source.text)
+    tree = ast.parse(mended) if mended else source.tree
     for found in discovering.found_in(vars(module), tree, module=name):
         given: dict[str, Any] = {
             "kind": found.kind,

@@ -33,8 +33,7 @@ def subject_of(recipe: dict[str, Any]) -> Subject:
         return Subject(part, kind=recipe["kind"])
     example = {"settings": recipe["settings"]} if "settings" in recipe else None
     if "example" in recipe:
-        declared = declaration(named)["examples"]
-        example = (declared if isinstance(declared, list | tuple) else [declared])[recipe["example"]]
+        example = declaration(named)["examples"][recipe["example"]]
     return Subject(named, kind=recipe["kind"], example=example)
 
 

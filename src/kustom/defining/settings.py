@@ -7,7 +7,6 @@ for a float, a list for a tuple), and refused where they are of another or where
 from __future__ import annotations
 
 import copy
-import difflib
 import enum
 import inspect
 import numbers
@@ -29,6 +28,7 @@ from kustom.errors import (
     SettingError,
     UnknownSettingError,
     UnsavableSettingError,
+    did_you_mean,
     hide_frames,
     refuse_tf_keras,
 )
@@ -158,9 +158,7 @@ def fill(settings: Mapping[str, Setting], given: Mapping[str, Any], owner: str, 
 def unknown_setting(owner: str, name: str, settings: Iterable[str], also: Iterable[str] = ()) -> str:
     """The message for a setting that a part does not have, with those it has and the nearest of them."""
     names = [*settings, *also]
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{owner} has no setting {name!r}; it has {', '.join(names) or 'none'}.{hint}"
+    return f"{owner} has no setting {name!r}; it has {', '.join(names) or 'none'}.{did_you_mean(name, names)}"
 
 
 def hold(part: Any, name: str, value: Any) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeGuard
 
-from kustom.errors import CorruptFileError, FileError, LimitError, UnsafeFileError
+from kustom.errors import CorruptFileError, FileError, LimitError, UnsafeFileError, did_you_mean
 from kustom.saving import graph, marks, sizes, table
 from kustom.saving.limits import Limits
 from kustom.saving.trusting import Trust, bases, fits, script_of
@@ -195,7 +195,7 @@ class Judge:
             self.corrupt(
                 place,
                 f"the text {text[:80]!r} is {_a(slot)} neither of Keras's nor of the program's."
-                + table.nearest(text, table.names(slot)),
+                + did_you_mean(text, table.names(slot)),
             )
         self._custom(text, None, name, slot, place, None, _key_of_text(text))
 

@@ -12,7 +12,7 @@ import re
 from importlib import resources
 from typing import Any
 
-__all__ = ["DTYPES", "defined", "entry", "functions", "is_policy", "names", "nearest", "versions"]
+__all__ = ["DTYPES", "defined", "entry", "functions", "is_policy", "names", "versions"]
 
 _FLOATS = "float16|float32|float64|bfloat16"
 _NUMBERS = f"{_FLOATS}|float8_e4m3fn|float8_e5m2|u?int(4|8|16|32|64)|bool|complex64|complex128"
@@ -71,11 +71,3 @@ def is_of_keras(module: str | None) -> bool:
 def is_policy(text: str) -> bool:
     """Whether text is a dtype, or a dtype policy's name."""
     return _POLICY.fullmatch(text) is not None
-
-
-def nearest(name: str, candidates: Any) -> str:
-    """The candidate that is most like a name, as a hint for a message; empty where none is."""
-    import difflib
-
-    found = difflib.get_close_matches(name, [str(each) for each in candidates], n=1)
-    return f" Did you mean {found[0]!r}?" if found else ""

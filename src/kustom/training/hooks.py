@@ -16,20 +16,18 @@ _BY_BATCH = {
     "train": ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end"),
     "test": ("on_test_batch_begin", "on_test_batch_end"),
 }
-# Keras's own that do nothing without a model.
-_NEED_A_MODEL = (
-    keras.callbacks.ModelCheckpoint,
-    keras.callbacks.BackupAndRestore,
-    keras.callbacks.LearningRateScheduler,
-    keras.callbacks.ReduceLROnPlateau,
-    keras.callbacks.SwapEMAWeights,
-    keras.callbacks.TensorBoard,
-)
-# Those that are about its optimizer.
+# Keras's own that are about the model's optimizer.
 _TURN_THE_OPTIMIZER = (
     keras.callbacks.LearningRateScheduler,
     keras.callbacks.ReduceLROnPlateau,
     keras.callbacks.SwapEMAWeights,
+)
+# Those that do nothing without a model.
+_NEED_A_MODEL = (
+    *_TURN_THE_OPTIMIZER,
+    keras.callbacks.ModelCheckpoint,
+    keras.callbacks.BackupAndRestore,
+    keras.callbacks.TensorBoard,
 )
 # Stands where a model has no such attribute.
 _NOTHING: Any = object()

@@ -144,12 +144,20 @@ class _Means:
 
 
 class Pass:
-    """One pass of a phase over an epoch's blocks."""
+    """One pass of a phase over an epoch's blocks.
 
-    def __init__(self, phase: Phase, source: Source, runner: Runner) -> None:
+    Args:
+        phase: The step, compiled.
+        source: The data.
+        runner: What calls the step.
+        group: The batches of a block: at least so many, and no more where they are asked for one by one.
+    """
+
+    def __init__(self, phase: Phase, source: Source, runner: Runner, group: int) -> None:
         self.phase = phase
         self.source = source
         self.runner = runner
+        self._group = group
         self.means = _Means()
         self.steps = 0
 
@@ -158,8 +166,14 @@ class Pass:
         self.means = _Means()
         self.steps = 0
 
-    def take(self, at_most: int) -> Block | None:
-        return self.source.take(at_most)
+    def take(self, *, by_batch: bool = False) -> Block | None:
+        """The next block; one of the least length where there are callbacks by batch, or where it is compiled for."""
+        return self.source.take(self._group if by_batch else max(self._group, self.runner.most))
+
+    def refuse_misfit(self, block: Block) -> None:
+        """Refuse data that the step does not take."""
+        leaves = len((self.source.resident or ()) if block.rows is not None else (block.arrays or ()))
+        self.phase.fits(self.source.unflatten(list(range(leaves))))
 
     def prepare(self, block: Block) -> Entry:
         entry = self.runner.entry(block)

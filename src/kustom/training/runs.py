@@ -59,7 +59,7 @@ class Fit:
             on_nonfinite=on_nonfinite,
             is_finite=lambda sums: finite(phase, sums),
         )
-        self._pass = Pass(phase, source, runner)
+        self._pass = Pass(phase, source, runner, loop._group)
         self.validate: Validation | None = None
         self._steps = 0
 
@@ -77,7 +77,7 @@ class Fit:
                     continue
                 self._source.begin(epoch)
                 # The first is the one to compile for.
-                block = self._pass.take(self._loop._group) if hooks is None else self._take(hooks.by_batch("train"))
+                block = self._pass.take(by_batch=hooks is None or hooks.by_batch("train"))
                 if block is None:
                     break
                 if hooks is None:
@@ -103,7 +103,7 @@ class Fit:
         return {name: values[-1] for name, values in self._history.history.items()}
 
     def _prepared(self, block: Block) -> Hooks:
-        self._pass.phase.fits(self._source.unflatten(list(range(leaves_of(block, self._source)))))
+        self._pass.refuse_misfit(block)
         entry = self._pass.prepare(block)
         model = self._loop._model or trained_model(entry)
         params = {"verbose": self._verbose, "epochs": self._epochs.stop, "steps": self._source.batches}
@@ -129,7 +129,7 @@ class Fit:
             if by_batch:
                 hooks.call("on_train_batch_end", block.start + block.batches - 1, now.values(at_once=True))
             line.update(now.steps, now.values() if line.wants() else None)
-            block = None if hooks.stop else self._take(by_batch)
+            block = None if hooks.stop else now.take(by_batch=by_batch)
         if now.phase.epoch_end is not None:
             now.phase.epoch_end()
         values = now.values()
@@ -141,9 +141,6 @@ class Fit:
         finally:
             self._history.add(epoch, values)
         line.end_epoch(values)
-
-    def _take(self, by_batch: bool) -> Block | None:
-        return self._pass.take(self._loop._group if by_batch else max(self._loop._group, self._pass.runner.most))
 
     def _left(self, epoch: int, block: Block) -> int | None:
         batches = self._source.batches
@@ -199,12 +196,12 @@ def evaluated(loop: Loop, source: Source, way: str, compiler: str | None, callba
     """Call the step of the evaluation with all batches; the metrics hold afterwards what they did before."""
     phase = loop._phase("evaluate", way, compiler)
     runner = Runner(phase.compiled, phase.pace, source, way=way, protect=False, on_nonfinite="ignore", is_finite=lambda sums: True)
-    now = Pass(phase, source, runner)
+    now = Pass(phase, source, runner, loop._group)
     source.begin(0)
-    block = now.take(loop._group)
+    block = now.take(by_batch=True)
     if block is None:
         return {}
-    phase.fits(source.unflatten(list(range(leaves_of(block, source)))))
+    now.refuse_misfit(block)
     entry = runner.entry(block)
     phase.found(entry)
     if isinstance(callbacks, Hooks):
@@ -225,7 +222,7 @@ def evaluated(loop: Loop, source: Source, way: str, compiler: str | None, callba
             if by_batch:
                 hooks.call("on_test_batch_end", block.start + block.batches - 1, now.values())
             line.update(now.steps, now.values() if line.wants() else None)
-            block = now.take(loop._group if by_batch else max(loop._group, runner.most))
+            block = now.take(by_batch=by_batch)
         values = now.values()
         line.end_epoch(values)
         hooks.call("on_test_end", values)
@@ -245,10 +242,6 @@ def finite(phase: Phase, sums: dict[str, float]) -> bool:
     # What is not finite is undone.
     phase.known = results if fine else None
     return fine
-
-
-def leaves_of(block: Block, source: Source) -> int:
-    return len(source.resident or ()) if block.rows is not None else len(block.arrays or ())
 
 
 def trained_model(entry: Entry) -> keras.Model | None:

@@ -16,9 +16,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from kustom.checking import calls, steadiness
+from kustom.checking import calls, doubles, steadiness
 from kustom.checking.finding import Measured, Undecided, shown
-from kustom.checking.processes import POOL
+from kustom.checking.processes import POOL, Answer
 from kustom.checking.rules import rule
 from kustom.checking.subjects import Subject
 from kustom.errors import SubjectError
@@ -50,16 +50,13 @@ def runs_on_every_backend(subject: Subject, backend: str) -> Iterator[Measured |
     answer = subject.once(f"on {backend}", lambda: _elsewhere(subject, backend))
     if isinstance(answer, str):
         yield Undecided(answer)
-    elif answer.broken:
-        yield Undecided(answer.broken)
-    elif answer.error:
-        yield Measured(
-            f"it runs on {keras.backend.backend()} and fails on {backend}: {answer.error}",
-            got=answer.error,
-            expected="a result",
-            place=answer.place,
-            reproducer=f"# KERAS_BACKEND={backend} python\n" + subject.reproducer("part(...)"),
-        )
+        return
+    yield from unanswered(
+        answer,
+        f"it runs on {keras.backend.backend()} and fails on {backend}",
+        expected="a result",
+        reproducer=f"# KERAS_BACKEND={backend} python\n" + subject.reproducer("part(...)"),
+    )
 
 
 @rule(
@@ -89,9 +86,15 @@ def agrees_on_every_backend(subject: Subject, backend: str) -> Iterator[Measured
         return
     args = subject.inputs.arguments()
     if "shapes" in answer.value:
+        copy = doubles.copy_or_itself(subject)
+        calls.call(subject, copy, *args)
+        if answer.value["shapes"] == [tuple(v.shape) for v in calls.float_variables(copy)]:
+            # It was made from its config there, and here that makes another part, too.
+            yield Undecided("its copy has other weights: see C102")
+            return
         yield Measured(f"its weights have the shapes {answer.value['shapes']} on {backend}, others than on {here}")
         return
-    if subject.once("draws", lambda: steadiness.draws(subject)):
+    if steadiness.draws(subject):
         yield Undecided("it draws random numbers, which are each backend's own")
         return
     ours, allowed = subject.once("steady", lambda: steadiness.outputs_and_noise(subject, args))
@@ -106,8 +109,7 @@ def agrees_on_every_backend(subject: Subject, backend: str) -> Iterator[Measured
             return
         if mine.dtype.kind not in "fiub" or not mine.size:
             continue
-        apart = np.abs(mine.astype("float64") - other.astype("float64"))
-        apart = np.where((mine == other) | (np.isnan(mine) & np.isnan(other)), 0.0, apart)
+        apart = calls.apart(mine, other)
         if not np.all(apart <= noise):
             at = int(np.argmax(np.where(np.isnan(apart), np.inf, apart) - noise))
             yield Measured(
@@ -137,7 +139,7 @@ def takes_arrays_and_variables(subject: Subject) -> Iterator[Measured | Undecide
     args = subject.inputs.arguments()
     if any(not isinstance(x, np.ndarray) or x.dtype.kind != "f" for x in args[-1:]):
         return
-    if subject.once("draws", lambda: steadiness.draws(subject)):
+    if steadiness.draws(subject):
         yield Undecided("it draws random numbers")
         return
     reference = _given(subject, calls.tensors(args))
@@ -257,6 +259,15 @@ def failed(subject: Subject, error: BaseException, what: str, args: tuple[Any, .
             inputs={f"x{i}": x for i, x in enumerate(args) if hasattr(x, "dtype")},
         ),
     )
+
+
+def unanswered(answer: Answer, what: str, expected: str = "", reproducer: str = "") -> Iterator[Measured | Undecided]:
+    """What there is to say where a part failed in another process, or where that ended; nothing where it answered."""
+    if answer.broken:
+        yield Undecided(answer.broken)
+    elif answer.error:
+        message = f"{what}: {answer.error}"
+        yield Measured(message, got=answer.error, expected=expected, place=answer.place, reproducer=reproducer)
 
 
 def line_of(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from kustom.checking import calls, doubles, holding, steadiness
 from kustom.checking.finding import Measured, Undecided, shown
 from kustom.checking.processes import POOL
 from kustom.checking.rules import rule
-from kustom.checking.rules.backends import failed
+from kustom.checking.rules.backends import failed, unanswered
 from kustom.checking.subjects import Subject
 from kustom.errors import EagerWarning, SubjectError, TracerWarning
 from kustom.training.function import function
@@ -38,7 +38,7 @@ from kustom.training.function import function
 )
 def compiled_is_eager(subject: Subject, variant: str) -> Iterator[Measured | Undecided]:
     """By `kustom.function`, twice: once traced, and once for other numbers."""
-    if subject.once("draws", lambda: steadiness.draws(subject)):
+    if steadiness.draws(subject):
         yield Undecided("it draws random numbers, which a backend draws otherwise when it compiles")
         return
     part = subject.instance()
@@ -63,17 +63,11 @@ def compiled_is_eager(subject: Subject, variant: str) -> Iterator[Measured | Und
             )
             return
         for y, right, noise in zip(got, expected, allowed, strict=True):
-            if y.shape != right.shape or (y.dtype.kind in "fiu" and not np.all(_apart(y, right) <= noise)):
+            if y.shape != right.shape or (y.dtype.kind in "fiu" and not np.all(calls.apart(y, right) <= noise)):
                 _, a, b = calls.worst(right, y)
                 message = f"compiled it gives {shown(b)}, eagerly {shown(a)}"
                 yield Measured(message, got=shown(b), expected=shown(a), reproducer=_compile(subject))
                 return
-
-
-def _apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):
-        apart = np.abs(a.astype("float64") - b.astype("float64"))
-    return np.where((a == b) | (np.isnan(a.astype("float64")) & np.isnan(b.astype("float64"))), 0.0, apart)
 
 
 def _compile(subject: Subject) -> str:
@@ -112,7 +106,7 @@ def state_survives_compilation(subject: Subject) -> Iterator[Measured | Undecide
                 reproducer=subject.reproducer(f"part(x); print(part.{name}); part(x); print(part.{name})"),
             )
             return
-    if subject.once("draws", lambda: steadiness.draws(subject)) or not part.non_trainable_variables:
+    if steadiness.draws(subject) or not part.non_trainable_variables:
         return
     other = doubles.copy_or_itself(subject)
     if other is part:
@@ -201,12 +195,4 @@ def metrics_in_call_work(subject: Subject) -> Iterator[Measured | Undecided]:
         return
     for name in POOL.backends[1:]:
         answer = POOL.ask(name, "trained", recipe, args=args)
-        if answer.broken:
-            yield Undecided(answer.broken)
-        elif answer.error:
-            yield Measured(
-                f"fit fails on {name} where call updates a metric: {answer.error}",
-                got=answer.error,
-                expected="the metric, updated",
-                place=answer.place,
-            )
+        yield from unanswered(answer, f"fit fails on {name} where call updates a metric", expected="the metric, updated")

@@ -132,7 +132,7 @@ def _difference(subject: Subject, part: Any, made: Any) -> tuple[str, str, str] 
     if subject.kind == "optimizer":
         before, after = varying.trained_by(part), varying.trained_by(made)
     else:
-        if subject.once("draws", lambda: steadiness.draws(subject)):
+        if steadiness.draws(subject):
             return None
         args = subject.inputs.arguments()
         before = calls.outputs_of(subject, part, *args)

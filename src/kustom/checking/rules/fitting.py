@@ -137,7 +137,7 @@ def step_forgets_nothing(subject: Subject) -> Iterator[Measured | Undecided]:
         # Whatever a training step raises.
         yield failed(subject, error, "one step of fit fails")
         return
-    yield from _probed(subject, weights, plain, again, lambda: fit()[0])
+    yield from _probed(weights, plain, again, lambda: fit()[0])
     loss = history.get("loss")
     shape = np.asarray(loss[0]).shape if loss else ()
     if shape:
@@ -164,7 +164,7 @@ def _is_ours(base: type) -> bool:
     return base.__module__.startswith("kustom.training")
 
 
-def _probed(subject: Subject, weights: Any, plain: Any, again: Any, step: Any) -> Iterator[Measured | Undecided]:
+def _probed(weights: Any, plain: Any, again: Any, step: Any) -> Iterator[Measured | Undecided]:
     if not calls.same(plain, again):
         yield Undecided("two equal steps differ, so that nothing shows what a regularizer would do")
         return
@@ -242,7 +242,7 @@ def _of_a_function(subject: Subject) -> Iterator[Measured | Undecided]:
         step(*args)
         return [np.asarray(calls.arrays(v)) for v in moved]
 
-    yield from _probed(subject, moved, once(), once(), once)
+    yield from _probed(moved, once(), once(), once)
 
 
 def _stays(variable: Any, step: Any, args: Any) -> bool:

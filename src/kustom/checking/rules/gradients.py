@@ -45,7 +45,7 @@ def gradient_equals_differences(subject: Subject) -> Iterator[Measured | Undecid
     if subject.tagged("no_gradient"):
         yield Undecided("it is declared not to be differentiated")
         return
-    if subject.once("draws", lambda: steadiness.draws(subject)):
+    if steadiness.draws(subject):
         yield Undecided("it draws random numbers")
         return
     rng = subject.rng("G201")

@@ -89,7 +89,7 @@ def keeps_the_scale(subject: Subject) -> Iterator[Measured | Undecided]:
 )
 def seeds_are_kept_and_draws_differ(subject: Subject) -> Iterator[Measured | Undecided]:
     """Of instances with one seed, with none, and of two draws of one instance."""
-    draws = subject.once("draws", lambda: steadiness.draws(subject))
+    draws = steadiness.draws(subject)
     if not draws:
         return
     try:

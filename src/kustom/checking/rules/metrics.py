@@ -23,7 +23,7 @@ def _is_object(subject: Subject) -> bool:
     return not subject.is_function
 
 
-def _updated(subject: Subject, metric: Any, args: tuple[Any, ...], rows: Any, weight: Any = None) -> None:
+def _updated(metric: Any, args: tuple[Any, ...], rows: Any = slice(None), weight: Any = None) -> None:
     given = calls.tensors(tuple(x[rows] for x in args))
     weights = {} if weight is None else {"sample_weight": ops.convert_to_tensor(weight[rows])}
     calls.update(metric, *given, **weights)
@@ -39,10 +39,27 @@ def _result(metric: Any) -> Any:
     return calls.arrays(metric.result())
 
 
-def _unlike(one: Any, other: Any) -> tuple[float, float] | None:
-    if calls.same(one, other, units=512.0):
+def _alike(one: Any, other: Any) -> bool:
+    return calls.same(one, other, units=512.0)
+
+
+def _unlike(expected: Any, got: Any, message: str, reproducer: str, given: str = "") -> Iterator[Measured]:
+    """A finding where two results differ; `message` has a place for each of them."""
+    if _alike(expected, got):
+        return
+    numbers = dict(zip(("expected", "got"), map(shown, calls.worst(expected, got)[1:]), strict=True))
+    yield Measured(message.format(**numbers), input=given, reproducer=reproducer, **numbers)
+
+
+def _of_halves(subject: Subject) -> tuple[Any, Any, Any] | None:
+    """Metrics of all samples, of the first and of the rest; None where there is only the one that was given."""
+    whole, one, other = (_fresh(subject) for _ in range(3))
+    if whole is one:
         return None
-    return calls.worst(one, other)[1:]
+    args = subject.inputs.arguments(batch=SAMPLES)
+    for metric, rows in ((whole, slice(None)), (one, slice(0, 5)), (other, slice(5, None))):
+        _updated(metric, args, rows)
+    return whole, one, other
 
 
 @rule(
@@ -65,7 +82,7 @@ def splits_do_not_matter(subject: Subject, split: str) -> Iterator[Measured | Un
         return
     args = subject.inputs.arguments(batch=SAMPLES)
     whole = _fresh(subject)
-    _updated(subject, whole, args, slice(None))
+    _updated(whole, args)
     sizes = [1] * SAMPLES if split == "one by one" else [int(size) for size in split.split("+")]
     parts = _fresh(subject)
     start = 0
@@ -74,17 +91,15 @@ def splits_do_not_matter(subject: Subject, split: str) -> Iterator[Measured | Un
         yield Undecided("no second one could be made")
         return
     for size in sizes:
-        _updated(subject, parts, args, slice(start, start + size))
+        _updated(parts, args, slice(start, start + size))
         start += size
-    apart = _unlike(expected, _result(parts))
-    if apart:
-        yield Measured(
-            f"{SAMPLES} samples at once give {shown(apart[0])}, in batches of {split} {shown(apart[1])}",
-            input=split,
-            got=shown(apart[1]),
-            expected=shown(apart[0]),
-            reproducer=subject.reproducer("# part.update_state(y_true[:5], y_pred[:5]); part.update_state(y_true[5:], y_pred[5:])"),
-        )
+    yield from _unlike(
+        expected,
+        _result(parts),
+        f"{SAMPLES} samples at once give {{expected}}, in batches of {split} {{got}}",
+        subject.reproducer("# part.update_state(y_true[:5], y_pred[:5]); part.update_state(y_true[5:], y_pred[5:])"),
+        given=split,
+    )
 
 
 @rule(
@@ -111,24 +126,24 @@ def reset_makes_it_new(subject: Subject) -> Iterator[Measured | Undecided]:
         if new is used:
             yield Undecided("no second one could be made")
             return
-        _updated(subject, new, second, slice(None))
-        _updated(subject, used, first, slice(None))
+        _updated(new, second)
+        _updated(used, first)
         _result(used)
         try:
             used.reset_state()
-            _updated(subject, used, second, slice(None))
+            _updated(used, second)
             got = _result(used)
         except Exception as error:
             # Whatever a metric raises.
             yield failed(subject, error, "after reset_state it fails")
             return
-        apart = _unlike(_result(new), got)
-        if apart:
-            yield Measured(
-                f"after reset_state it gives {shown(apart[1])}, a new one {shown(apart[0])}",
-                got=shown(apart[1]),
-                expected=shown(apart[0]),
-                reproducer=subject.reproducer("part.update_state(y_true, y_pred); part.reset_state(); print(part.result())"),
+        expected = _result(new)
+        if not _alike(expected, got):
+            yield from _unlike(
+                expected,
+                got,
+                "after reset_state it gives {got}, a new one {expected}",
+                subject.reproducer("part.update_state(y_true, y_pred); part.reset_state(); print(part.result())"),
             )
             return
 
@@ -156,23 +171,21 @@ def weights_count(subject: Subject) -> Iterator[Measured | Undecided]:
         yield Undecided("no second one could be made")
         return
     rows = np.repeat(np.arange(SAMPLES), weight.astype(int))
-    _updated(subject, repeated, args, rows)
-    _updated(subject, plain, args, slice(None))
+    _updated(repeated, args, rows)
+    _updated(plain, args)
     try:
-        _updated(subject, weighted, args, slice(None), weight)
+        _updated(weighted, args, weight=weight)
     except Exception as error:
         # Whatever a metric raises.
         yield failed(subject, error, "it fails when given sample_weight")
         return
-    apart = _unlike(_result(repeated), _result(weighted))
-    if apart:
-        ignored = " as without any: they are ignored" if _unlike(_result(plain), _result(weighted)) is None else ""
-        yield Measured(
-            f"with weights 0, 1 and 2 it gives {shown(apart[1])}{ignored}; the samples so often give {shown(apart[0])}",
-            got=shown(apart[1]),
-            expected=shown(apart[0]),
-            reproducer=subject.reproducer("part.update_state(y_true, y_pred, sample_weight=w); print(part.result())"),
-        )
+    ignored = " as without any: they are ignored" if _alike(_result(plain), _result(weighted)) else ""
+    yield from _unlike(
+        _result(repeated),
+        _result(weighted),
+        f"with weights 0, 1 and 2 it gives {{got}}{ignored}; the samples so often give {{expected}}",
+        subject.reproducer("part.update_state(y_true, y_pred, sample_weight=w); print(part.result())"),
+    )
 
 
 @rule(
@@ -207,16 +220,13 @@ def result_is_defined_and_harmless(subject: Subject) -> Iterator[Measured | Unde
             reproducer=subject.reproducer("print(part.result())"),
         )
     args = subject.inputs.arguments(batch=SAMPLES)
-    _updated(subject, metric, args, slice(None))
-    first, second = _result(metric), _result(metric)
-    apart = _unlike(first, second)
-    if apart:
-        yield Measured(
-            f"asked twice it gives {shown(apart[0])} and then {shown(apart[1])}",
-            got=shown(apart[1]),
-            expected=shown(apart[0]),
-            reproducer=subject.reproducer("part.update_state(y_true, y_pred); print(part.result(), part.result())"),
-        )
+    _updated(metric, args)
+    yield from _unlike(
+        _result(metric),
+        _result(metric),
+        "asked twice it gives {expected} and then {got}",
+        subject.reproducer("part.update_state(y_true, y_pred); print(part.result(), part.result())"),
+    )
 
 
 @rule(
@@ -236,30 +246,25 @@ def merging_is_the_union(subject: Subject) -> Iterator[Measured | Undecided]:
     """One of the first samples merged with one of the rest."""
     if not _is_object(subject):
         return
-    args = subject.inputs.arguments(batch=SAMPLES)
-    whole, one, other = (_fresh(subject) for _ in range(3))
-    if whole is one:
+    halves = _of_halves(subject)
+    if halves is None:
         yield Undecided("no second one could be made")
         return
-    _updated(subject, whole, args, slice(None))
-    _updated(subject, one, args, slice(0, 5))
-    _updated(subject, other, args, slice(5, None))
+    whole, one, other = halves
     try:
         # Keras combines by adding what has no way of its own.
-        one.merge_state([other]) if hasattr(one, "merge_state") else _combined(one, other)
+        one.merge_state([other]) if hasattr(one, "merge_state") else _combine(one, other)
         got = _result(one)
     except Exception as error:
         # Whatever a metric raises.
         yield failed(subject, error, "merge_state fails")
         return
-    apart = _unlike(_result(whole), got)
-    if apart:
-        yield Measured(
-            f"two that are merged give {shown(apart[1])}, one of all samples {shown(apart[0])}",
-            got=shown(apart[1]),
-            expected=shown(apart[0]),
-            reproducer=subject.reproducer("one.merge_state([other]); print(one.result())"),
-        )
+    yield from _unlike(
+        _result(whole),
+        got,
+        "two that are merged give {got}, one of all samples {expected}",
+        subject.reproducer("one.merge_state([other]); print(one.result())"),
+    )
 
 
 @rule(
@@ -279,7 +284,7 @@ def result_is_a_tensor(subject: Subject) -> Iterator[Measured | Undecided]:
     if not _is_object(subject):
         return
     metric = _fresh(subject)
-    _updated(subject, metric, subject.inputs.arguments(batch=SAMPLES), slice(None))
+    _updated(metric, subject.inputs.arguments(batch=SAMPLES))
     for leaf in calls.flat(metric.result()):
         if isinstance(leaf, keras.Variable):
             yield Measured(
@@ -306,29 +311,22 @@ def replicas_add_up(subject: Subject) -> Iterator[Measured | Undecided]:
     """The result of summed variables of two that saw a half each is that of one that saw all."""
     if not _is_object(subject):
         return
-    args = subject.inputs.arguments(batch=SAMPLES)
-    whole, one, other = (_fresh(subject) for _ in range(3))
-    if whole is one:
+    halves = _of_halves(subject)
+    if halves is None:
         yield Undecided("no second one could be made")
         return
-    _updated(subject, whole, args, slice(None))
-    _updated(subject, one, args, slice(0, 5))
-    _updated(subject, other, args, slice(5, None))
-    combined = _combined(one, other)
-    if combined is None:
-        yield Undecided("its variables are combined in another way than by adding")
-        return
-    apart = _unlike(_result(whole), _result(one))
-    if apart:
-        yield Measured(
-            f"two replicas give {shown(apart[1])} together, one alone {shown(apart[0])}",
-            got=shown(apart[1]),
-            expected=shown(apart[0]),
-            reproducer=subject.reproducer("# for v, w in zip(one.variables, other.variables): v.assign_add(w)"),
-        )
+    whole, one, other = halves
+    _combine(one, other)
+    yield from _unlike(
+        _result(whole),
+        _result(one),
+        "two replicas give {got} together, one alone {expected}",
+        subject.reproducer("# for v, w in zip(one.variables, other.variables): v.assign_add(w)"),
+    )
 
 
-def _combined(one: Any, other: Any) -> Any:
+def _combine(one: Any, other: Any) -> None:
+    """Put the variables of both into the first, as Keras does it for replicas."""
     for mine, theirs in zip(one.variables, other.variables, strict=True):
         how = getattr(mine, "aggregation", "none")
         if how == "mean":
@@ -337,4 +335,3 @@ def _combined(one: Any, other: Any) -> Any:
             continue
         else:
             mine.assign(mine + theirs)
-    return one

@@ -18,15 +18,11 @@ from kustom.checking.subjects import Subject
 _LAYERS = ("layer", "model")
 
 
-def _called(subject: Subject, part: Any, args: Any, training: bool | None, seed: int = 1) -> list[np.ndarray]:
+def _called(part: Any, args: Any, training: bool | None, seed: int = 1) -> list[np.ndarray]:
     keras.utils.set_random_seed(seed)
     mode = {} if training is None else {"training": training}
     outputs = part(*calls.tensors(args), **mode)
     return [np.asarray(y) for y in calls.flat(calls.arrays(outputs)) if y is not None]
-
-
-def _equal(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
-    return all(x.shape == y.shape and np.array_equal(x, y, equal_nan=x.dtype.kind == "f") for x, y in zip(a, b, strict=True))
 
 
 @rule(
@@ -47,12 +43,12 @@ def training_makes_its_difference(subject: Subject) -> Iterator[Measured | Undec
     part = doubles.copy_or_itself(subject)
     if not subject.tagged("needs_training"):
         try:
-            first, second = (_called(subject, part, args, False, seed) for seed in (1, 2))
+            first, second = (_called(part, args, False, seed) for seed in (1, 2))
         except Exception as error:
             # Whatever a part raises.
             yield failed(subject, error, "it fails when called with training=False")
             return
-        if not _equal(first, second) and not subject.tagged("nondeterministic"):
+        if not calls.equal(first, second) and not subject.tagged("nondeterministic"):
             _, a, b = calls.worst(first, second)
             yield Measured(
                 f"in inference it gives {shown(a)} and then {shown(b)} for the same input",
@@ -66,7 +62,7 @@ def training_makes_its_difference(subject: Subject) -> Iterator[Measured | Undec
             continue
         with watching.told(part) as noted:
             try:
-                _called(subject, part, args, training)
+                _called(part, args, training)
             except Exception as error:
                 # Whatever a part raises.
                 yield failed(subject, error, f"it fails when called with training={training}")
@@ -137,10 +133,10 @@ def randomness_is_seeded(subject: Subject) -> Iterator[Measured | Undecided]:
     part = doubles.copy_or_itself(subject)
     # In numbers that cannot all be kept by chance.
     args = calls.mapped(lambda x: np.concatenate([x] * 8) if getattr(x, "ndim", 0) else x, args)
-    _called(subject, part, args, True)
+    _called(part, args, True)
     states = _states(part)
     weights = [calls.arrays(v) for v in part.variables if calls.is_floating(v)]
-    first = _called(subject, part, args, True, seed=1)
+    first = _called(part, args, True, seed=1)
     if not first:
         yield Undecided("in training it returns None: see T402")
         return
@@ -149,8 +145,8 @@ def randomness_is_seeded(subject: Subject) -> Iterator[Measured | Undecided]:
         variable.assign(value)
     for state, value in zip(states, after, strict=True):
         state.assign(value)
-    second = _called(subject, part, args, True, seed=2)
-    if _equal(first, second):
+    second = _called(part, args, True, seed=2)
+    if calls.equal(first, second):
         return
     # On torch Keras's own generator hands a draw without a seed on to torch's, which set_random_seed sets, too.
     if not states:
@@ -170,7 +166,7 @@ def randomness_is_seeded(subject: Subject) -> Iterator[Measured | Undecided]:
         fresh = doubles.copy_or_itself(subject)
         fresh(*calls.tensors(args), training=True)
         runs.append([np.asarray(y) for y in calls.flat(calls.arrays(fresh(*calls.tensors(args), training=True)))])
-    if not _equal(*runs):
+    if not calls.equal(*runs):
         yield Measured(
             "two runs from one keras.utils.set_random_seed differ",
             got="other numbers",

@@ -12,12 +12,12 @@ import keras
 import numpy as np
 
 from kustom.backends import keras as private
-from kustom.checking import calls, holding, reaching, steadiness, varying
+from kustom.checking import calls, doubles, holding, reaching, steadiness, varying
 from kustom.checking.finding import Measured, Undecided, shown
 from kustom.checking.making import parameters_of
 from kustom.checking.processes import POOL
 from kustom.checking.rules import rule
-from kustom.checking.rules.backends import failed, one_line
+from kustom.checking.rules.backends import failed, one_line, unanswered
 from kustom.checking.subjects import Subject
 from kustom.errors import SubjectError
 
@@ -67,30 +67,18 @@ def file_gives_the_same_part(subject: Subject) -> Iterator[Measured | Undecided]
         if subject.kind in ("layer", "model"):
             yield from _weights_alone(subject, part, model, args, Path(folder))
         answer = POOL.ask(keras.backend.backend(), "loaded", recipe, path=path, args=args)
-    if answer.broken:
-        yield Undecided(answer.broken)
-        return
-    if answer.error:
-        yield Measured(
-            f"a model with it does not load in a new process: {answer.error}",
-            got=answer.error,
-            expected="the model",
-            place=answer.place,
-            reproducer=_reproducer(subject),
-        )
-        return
-    yield from _compared(subject, holding.deeds(model, subject.kind, args), answer.value, "after loading it")
+    what = "a model with it does not load in a new process"
+    yield from unanswered(answer, what, expected="the model", reproducer=_reproducer(subject))
+    if answer.value is not None:
+        yield from _compared(subject, holding.deeds(model, subject.kind, args), answer.value, "after loading it")
 
 
 def _made_anew(subject: Subject, recipe: dict[str, Any]) -> Iterator[Measured | Undecided]:
     """What no compiled model holds, such as a mean of values, is made anew there by its config."""
     args = subject.inputs.arguments()
     answer = POOL.ask(keras.backend.backend(), "outputs", recipe, args=args)
-    if answer.broken:
-        yield Undecided(answer.broken)
-    elif answer.error:
-        yield Measured(f"it cannot be made in a new process: {answer.error}", got=answer.error, place=answer.place)
-    else:
+    yield from unanswered(answer, "it cannot be made in a new process")
+    if answer.value is not None:
         ours = {"outputs": calls.outputs_of(subject, subject.instance(), *args)}
         yield from _compared(subject, ours, answer.value, "made in a new process")
 
@@ -98,10 +86,7 @@ def _made_anew(subject: Subject, recipe: dict[str, Any]) -> Iterator[Measured | 
 def _unlike_the_default(subject: Subject) -> Any:
     """A part with as many settings away from their defaults as go together."""
     if subject.is_function or not subject.making.is_class:
-        try:
-            return subject.make()
-        except SubjectError:
-            return subject.instance()
+        return doubles.copy_or_itself(subject)
     settings: dict[str, Any] = {}
     for name, (value, _) in varying.all_varied(subject).items():
         try:
@@ -118,7 +103,7 @@ def _args(subject: Subject) -> tuple[Any, ...]:
 
 
 def _compared(subject: Subject, ours: dict[str, Any], theirs: dict[str, Any], when: str) -> Iterator[Measured]:
-    if subject.once("draws", lambda: subject.kind != "optimizer" and steadiness.draws(subject)) and subject.kind != "initializer":
+    if subject.kind not in ("initializer", "optimizer") and steadiness.draws(subject):
         ours = {name: value for name, value in ours.items() if name == "config"}
     for name, value in ours.items():
         other = theirs.get(name)

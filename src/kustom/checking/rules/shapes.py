@@ -17,7 +17,7 @@ from kustom.checking import calls, doubles
 from kustom.checking.finding import Measured, Undecided, shown
 from kustom.checking.processes import POOL
 from kustom.checking.rules import rule
-from kustom.checking.rules.backends import failed, one_line
+from kustom.checking.rules.backends import failed, one_line, unanswered
 from kustom.checking.subjects import Subject, policy
 from kustom.errors import SubjectError
 
@@ -82,17 +82,12 @@ def _works_elsewhere(subject: Subject, backend: str, args: Any) -> Iterator[Meas
         # It cannot be found from there, or its config fails, as C101 and C102 say.
         yield Undecided(one_line(error))
         return
-    answer = POOL.ask(backend, "symbolic", recipe, args=args)
-    if answer.broken:
-        yield Undecided(answer.broken)
-    elif answer.error:
-        yield Measured(
-            f"it fails on symbolic inputs on {backend}: {answer.error}",
-            got=answer.error,
-            expected="a symbolic tensor",
-            place=answer.place,
-            reproducer=f"# KERAS_BACKEND={backend} python\n" + subject.reproducer("part(keras.Input(...))"),
-        )
+    yield from unanswered(
+        POOL.ask(backend, "symbolic", recipe, args=args),
+        f"it fails on symbolic inputs on {backend}",
+        expected="a symbolic tensor",
+        reproducer=f"# KERAS_BACKEND={backend} python\n" + subject.reproducer("part(keras.Input(...))"),
+    )
 
 
 def _symbols(args: Any) -> Any:
