@@ -172,3 +172,24 @@ def test_two_threads_train_two_models():
         thread.join()
     assert sorted(losses) == [0, 1]
     assert all(values[2] < values[0] for values in losses.values())
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="only torch has operations in place")
+def test_a_step_that_writes_into_its_batch_leaves_the_data_alone():
+    x = np.ones((64, 8), "float32")
+
+    def step(batch):
+        batch.mul_(2.0)
+        return {"loss": ops.mean(batch)}
+
+    for execution in ("auto", "step", "eager"):
+        history = kustom.Loop(step).fit(x, batch_size=16, epochs=2, verbose=0, execution=execution)
+        assert history.history["loss"] == [2.0, 2.0]
+    assert np.all(x == 1)
+
+
+def test_data_that_cannot_be_written_to_trains():
+    x = np.ones((8, 2), "float32")
+    x.flags.writeable = False
+    history = kustom.Loop(lambda batch: {"loss": ops.mean(batch)}).fit(x, batch_size=4, verbose=0)
+    assert history.history["loss"] == [1.0]

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.core
 from jax.extend import core as extend
+from keras import ops
 
 # Whether a layer's metrics have their values while Keras's compiled step calls it.
 HANDS_METRICS_TO_CALL = False
@@ -94,3 +95,8 @@ def device_kind() -> str:
 def own(array: Any) -> Any:
     """An array of a file as one that a tensor may keep: its values are copied, or never written to."""
     return array
+
+
+def shared(array: Any) -> Any:
+    """An array as a tensor that is only read: a copy, here."""
+    return ops.convert_to_tensor(array)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from keras import ops
 
 # Whether a layer's metrics have their values while Keras's compiled step calls it.
 HANDS_METRICS_TO_CALL = True
@@ -99,3 +100,12 @@ def device_kind() -> str:
 def own(array: Any) -> Any:
     """An array of a file as one that a tensor may keep, and write into: a tensor is made of an array without a copy."""
     return array.copy()
+
+
+def shared(array: Any) -> Any:
+    """An array as a tensor that is only read: on a CPU the array's own memory, since data may be most of what there is."""
+    tensor = ops.convert_to_tensor(array[:0])
+    kept = torch.from_numpy(array[:0].copy()).dtype == tensor.dtype
+    if tensor.device.type != "cpu" or not kept or not (array.flags.writeable and array.flags.c_contiguous):
+        return ops.convert_to_tensor(array)
+    return torch.from_numpy(array)

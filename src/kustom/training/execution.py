@@ -123,7 +123,7 @@ class Runner:
             arrays = block.arrays or []
             return self._once("arrays", arrays, lambda: [ops.convert_to_tensor(a) for a in arrays]), None
         resident = self._source.resident or []
-        data = self._once("resident", resident, lambda: [ops.convert_to_tensor(a) for a in resident])
+        data = self._once("resident", resident, lambda: [current().shared(a) for a in resident])
         return data, self._once("rows", block.rows, lambda: ops.convert_to_tensor(block.rows))
 
     def _once(self, what: str, key: Any, make: Callable[[], Any]) -> Any:
