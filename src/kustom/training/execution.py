@@ -109,14 +109,10 @@ class Runner:
         data, _ = self._on_device(block)
         key = (block.size, *((tuple(a.shape[1:]), a.dtype) for a in data))
         if key not in self._arguments:
-            self._arguments[key] = self._step.arguments(self._source.unflatten(self._example(block, data)), {})
+            # Rows are taken on the host: on a device that would be one more program to compile.
+            example = [ops.convert_to_tensor(a) for a in self._batch(block, block.offset)]
+            self._arguments[key] = self._step.arguments(self._source.unflatten(example), {})
         return self._step.entry(self._arguments[key])
-
-    def _example(self, block: Block, data: list[Any]) -> list[Any]:
-        if block.rows is None:
-            return [a[block.offset] for a in data]
-        rows = ops.convert_to_tensor(block.rows[block.offset])
-        return [ops.take(a, rows, axis=0) for a in data]
 
     def _on_device(self, block: Block) -> tuple[list[Any], Any]:
         if block.rows is None:
