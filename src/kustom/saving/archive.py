@@ -313,7 +313,7 @@ def write(target: str | os.PathLike[str] | IO[bytes], members: Iterable[tuple[st
     aside = os.path.join(folder, f".{os.path.basename(path)}.{secrets.token_hex(8)}.part")
     try:
         with open(aside, "xb", buffering=0) as file:
-            _write_members(file, members)
+            _write_members(file, members, flush=lambda: os.fsync(file.fileno()))
             with contextlib.suppress(FileNotFoundError):
                 os.chmod(aside, stat.S_IMODE(os.stat(path).st_mode))
             os.fsync(file.fileno())
@@ -334,7 +334,7 @@ def _write_object(target: IO[bytes], members: Iterable[tuple[str, Made]]) -> Non
     target.write(aside.getbuffer())
 
 
-def _write_members(file: Any, members: Iterable[tuple[str, Made]]) -> None:
+def _write_members(file: Any, members: Iterable[tuple[str, Made]], flush: Callable[[], None] | None = None) -> None:
     done: list[Member] = []
     digests: dict[str, str] = {}
     at = 0
@@ -347,6 +347,9 @@ def _write_members(file: Any, members: Iterable[tuple[str, Made]]) -> None:
             block = data[start : start + BLOCK]
             sums.update(block)
             _put(file, block)
+        if flush is not None and len(data) > BLOCK:
+            # The disk works while the sums are computed; at the end there is little left for it.
+            flush()
         digests[name], crc = sums.wait()
         file.seek(at)
         _put(file, local(name, crc, len(data)))
