@@ -503,7 +503,7 @@ def test_an_exception_inside_leaves_nothing_behind():
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert not private._readers.all
+    assert not private.watching.readers_here.all
     close(tape.gradient(y, x), 6.0)
     with kustom.GradientTape() as tape:
         z = x * x
@@ -1276,7 +1276,7 @@ def test_tapes_may_end_in_any_order():
             z = x**3
     close(slope, 4.0)
     close(inner.gradient(z, x), 12.0)
-    assert not private._readers.all
+    assert not private.watching.readers_here.all
     with kustom.GradientTape() as tape:
         tape.watch(x)
         y = x * x

@@ -450,7 +450,7 @@ def test_a_module_beside_the_file_is_not_taken_for_the_trusted_one(tmp_path, mon
     kustom.save(keras.Sequential([keras.Input((2,)), module.doubled(times=3.0)]), path)
     monkeypatch.delitem(sys.modules, "beside_parts")
     for name in [name for name in private.registry() if name.startswith("beside_parts>")]:
-        monkeypatch.delitem(private.object_registration.GLOBAL_CUSTOM_OBJECTS, name)
+        monkeypatch.delitem(private.registration.object_registration.GLOBAL_CUSTOM_OBJECTS, name)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "files"), "", *sys.path[1:]])
     monkeypatch.chdir(tmp_path / "files")
     around = list(sys.path)

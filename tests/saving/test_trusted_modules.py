@@ -190,7 +190,7 @@ def in_a_script(x):
 @pytest.mark.parametrize("named", ["Custom>in_a_script", "in_a_script"])
 def test_a_function_that_keras_would_look_for_in_the_current_folder_is_not(tmp_path, monkeypatch, named):
     monkeypatch.setattr(in_a_script, "__module__", "__main__")
-    monkeypatch.setitem(private.object_registration.GLOBAL_CUSTOM_OBJECTS, "Custom>in_a_script", in_a_script)
+    monkeypatch.setitem(private.registration.object_registration.GLOBAL_CUSTOM_OBJECTS, "Custom>in_a_script", in_a_script)
     (tmp_path / "keras_cv").mkdir()
     (tmp_path / "keras_cv" / "__init__.py").write_text("")
     monkeypatch.chdir(tmp_path)

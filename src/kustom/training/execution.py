@@ -20,7 +20,8 @@ from keras import ops
 
 from kustom.backends import current
 from kustom.errors import ExecutionError, NonFiniteError
-from kustom.training.function import Arguments, Compiled, Entry
+from kustom.training.arguments import Arguments
+from kustom.training.function import Compiled, Entry
 from kustom.training.history import History
 from kustom.training.source import Block, Source
 

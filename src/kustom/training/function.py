@@ -1,7 +1,8 @@
 """`kustom.function`: a function that reads and writes Keras variables, compiled on every backend.
 
-What is the same everywhere is here: which arguments are tensors and which are part of the program, which program fits a
-call, what is done where a function cannot be traced. What a backend does to compile stands in `backends/lifting`.
+What is the same everywhere is here: which program fits a call, what is done where a function cannot be traced. `arguments`
+tells which arguments are tensors and which are part of the program. What a backend does to compile stands in
+`backends/lifting`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import keras
-import numpy as np
-import optree
-from keras import ops
 
 from kustom.backends import current
 from kustom.backends import keras as private
@@ -29,6 +27,7 @@ from kustom.backends.lifting.state import BranchOnValue
 from kustom.errors import EagerWarning, FunctionError, RetraceWarning, TracerWarning, hide_frames, warn
 from kustom.gradients.applying import Passed, applying, unseen
 from kustom.gradients.tape import is_recorded
+from kustom.training.arguments import Arguments, Result, tensor_types
 from kustom.training.flags import Flags
 from kustom.training.tracers import tracers_put_back
 from kustom.training.watching import Guards, Reached, is_keras, values_of
@@ -165,7 +164,7 @@ class Compiled(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if is_recorded() or _is_traced():
             return self._f(*args, **kwargs)
-        plain = not kwargs and self._signature is None and _tensors.issuperset(map(type, args))
+        plain = not kwargs and self._signature is None and tensor_types.issuperset(map(type, args))
         kinds = tuple(map(_kind_of_tensor, args)) if plain else ()
         if plain and (known := self._of_tensors.get(kinds)) and (entry := self._known(known)):
             tensors: list[Any] = list(args)
@@ -237,7 +236,7 @@ class Compiled(Generic[P, R]):
                 "changed Python state. Batches of one shape, and tensors or numbers as arguments, need one trace. (Said once.)",
                 RetraceWarning,
             )
-        form, result = call.form, _Result()
+        form, result = call.form, Result()
         call_f: Callable[..., Any] = self._f
         passed = Passed()
 
@@ -387,7 +386,7 @@ class Entry:
     def __init__(
         self,
         program: Any,
-        result: _Result,
+        result: Result,
         guards: Guards,
         widened: bool = False,
         flags: dict[Any, tuple[Any, Any, Callable[[Any], None]]] | None = None,
@@ -415,106 +414,4 @@ class Entry:
         return call.widened() if self.widened else call.leaves
 
 
-class _Result:
-    """The structure of what a function returns: tensors, and whatever else stands between them."""
-
-    def pack(self, returned: Any) -> list[Any]:
-        leaves, self._tree = optree.tree_flatten(returned, none_is_leaf=True)
-        self._others: list[Any] = [None if ops.is_tensor(leaf) else (leaf,) for leaf in leaves]
-        # It is a single one by itself.
-        self._bare = self._tree.is_leaf()
-        return [leaf for leaf in leaves if ops.is_tensor(leaf)]
-
-    def unpack(self, outs: list[Any]) -> Any:
-        if self._bare:
-            return outs[0] if outs else self._others[0][0]
-        found = iter(outs)
-        return optree.tree_unflatten(self._tree, [next(found) if other is None else other[0] for other in self._others])
-
-
-class _Form:
-    """The structure of a call's arguments, and what stands in it that is no tensor."""
-
-    def __init__(self, tree: Any, others: list[Any]) -> None:
-        self._tree = tree
-        self._others = others
-
-    @property
-    def objects(self) -> list[Any]:
-        """What is part of the program."""
-        return [other[0] for other in self._others if other is not None]
-
-    def rebuilt(self, leaves: list[Any]) -> Any:
-        """The arguments, `(args, kwargs)`, with these tensors."""
-        found = iter(leaves)
-        return optree.tree_unflatten(self._tree, [next(found) if other is None else other[0] for other in self._others])
-
-
-class Arguments:
-    """The arguments of one call: the tensors among them, and a key of everything else."""
-
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], static: set[Any]) -> None:
-        given: Any = (args, kwargs)
-        leaves, tree = optree.tree_flatten(given, none_is_leaf=True)
-        places = [path[:2] for path in optree.tree_paths(given, none_is_leaf=True)] if static else [None] * len(leaves)
-        others: list[Any] = []
-        key: list[Any] = []
-        self.leaves: list[Any] = []
-        self.whole_numbers: list[int] = []
-        for place, leaf in zip(places, leaves, strict=True):
-            tensor = leaf
-            if type(leaf) not in _tensors or place in static:
-                if place in static or _is_static(leaf):
-                    others.append((leaf,))
-                    key.append(_key(leaf))
-                    continue
-                if type(leaf) is int:
-                    self.whole_numbers.append(len(self.leaves))
-                tensor = _number(leaf) if isinstance(leaf, int | float | complex) else ops.convert_to_tensor(leaf)
-                if ops.is_tensor(tensor):
-                    _tensors.add(type(tensor))
-            others.append(None)
-            self.leaves.append(tensor)
-            key.append((tuple(tensor.shape), tensor.dtype) if hasattr(tensor, "shape") else type(tensor))
-        self.form = _Form(tree, others)
-        self.key = (tree, tuple(key))
-
-    def widened(self) -> list[Any]:
-        """The tensors, whole numbers as floats."""
-        floats = {i: ops.cast(self.leaves[i], keras.config.floatx()) for i in self.whole_numbers}
-        return [floats.get(i, leaf) for i, leaf in enumerate(self.leaves)]
-
-
-def _number(value: float | complex) -> Any:
-    return current("lifting").number(value)
-
-
 _kind_of_tensor = operator.attrgetter("shape", "dtype")
-
-# The backend's own types of tensors, as they are met: to ask Keras costs more than the rest of an argument.
-_tensors: set[type] = set()
-
-
-def _is_static(leaf: Any) -> bool:
-    if isinstance(leaf, bool | keras.Variable):
-        return True
-    return not (isinstance(leaf, int | float | complex | np.ndarray | np.generic) or ops.is_tensor(leaf))
-
-
-def _key(leaf: Any) -> Any:
-    if isinstance(leaf, int | float | str | bytes | bool | complex | type(None)):
-        return type(leaf), leaf
-    return _Same(leaf)
-
-
-class _Same:
-    """Equal to itself alone; it keeps its object, so that no other gets its id."""
-
-    def __init__(self, obj: Any) -> None:
-        self.obj = obj
-
-    def __eq__(self, other: Any) -> bool:
-        return isinstance(other, _Same) and other.obj is self.obj
-
-    def __hash__(self) -> int:
-        return id(self.obj)
