@@ -11,7 +11,7 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from kustom.errors import CorruptFileError, FileError, FormatError
 from kustom.saving import hdf5, strict
@@ -22,7 +22,23 @@ from kustom.saving.zipping import CONFIG, MANIFEST, METADATA, STORED, WEIGHTS, M
 __all__ = ["CONFIG", "MANIFEST", "METADATA", "WEIGHTS", "Archive", "read", "write"]
 
 Data = bytes | bytearray | memoryview
-Made = Data | Callable[[Mapping[str, str]], Data]
+
+
+class Blocks(Protocol):
+    """Bytes that come block by block.
+
+    Attributes:
+        size: How many there are.
+    """
+
+    size: int
+
+    def blocks(self) -> Iterator[Data]:
+        """All of them; a block stays what it is."""
+        ...
+
+
+Made = Data | Blocks | Callable[[Mapping[str, str]], Data]
 
 
 class Archive:
@@ -299,8 +315,9 @@ def write(target: str | os.PathLike[str] | IO[bytes], members: Iterable[tuple[st
 
     Args:
         target: A path, replaced at the end, or a binary file object.
-        members: Names with their bytes, in order; nothing is copied. Where a function stands in place of the bytes, it is
-            called, when all members before it have been written, with the SHA-256 of each of those, and returns the bytes.
+        members: Names with their bytes, or with what gives them block by block, in order. Where a function stands in their
+            place, it is called, when all members before it have been written, with the SHA-256 of each of those, and returns
+            the bytes.
 
     Raises:
         OSError: It cannot be written.
@@ -339,26 +356,35 @@ def _write_members(file: Any, members: Iterable[tuple[str, Made]], flush: Callab
     digests: dict[str, str] = {}
     at = 0
     for name, made in members:
-        data = memoryview(made(dict(digests)) if callable(made) else made).cast("B")
-        head = local(name, 0, len(data))
+        size, blocks = _in_blocks(made(dict(digests)) if callable(made) else made)
+        head = local(name, 0, size)
         sums = Sums()
         _put(file, head)
-        for start in range(0, len(data), BLOCK):
-            block = data[start : start + BLOCK]
+        for number, block in enumerate(blocks, 1):
             sums.update(block)
             _put(file, block)
-        if flush is not None and len(data) > BLOCK:
-            # The disk works while the sums are computed; at the end there is little left for it.
+            if number % 8 == 0:
+                # No more of it waits in memory.
+                sums.catch_up()
+        if flush is not None and size > BLOCK:
+            # The disk works while the last sums are computed; at the end there is little left for it.
             flush()
         digests[name], crc = sums.wait()
         file.seek(at)
-        _put(file, local(name, crc, len(data)))
+        _put(file, local(name, crc, size))
         offset = at + len(head)
-        done.append(Member(name, STORED, crc, len(data), len(data), at, offset))
-        at = offset + len(data)
+        done.append(Member(name, STORED, crc, size, size, at, offset))
+        at = offset + size
         file.seek(at)
     _put(file, end(done, at))
     file.truncate()
+
+
+def _in_blocks(made: Data | Blocks) -> tuple[int, Iterator[Data]]:
+    if not isinstance(made, bytes | bytearray | memoryview):
+        return made.size, made.blocks()
+    data = memoryview(made).cast("B")
+    return len(data), (data[start : start + BLOCK] for start in range(0, len(data), BLOCK))
 
 
 def _put(file: Any, data: Any) -> None:

@@ -1,16 +1,14 @@
 """`kustom.save`: a `.keras` archive with a manifest, whole or not at all, of what can be loaded again.
 
 The config is serialized once, as Keras does it, and everything that is known of its objects is known from there. The
-weights are written by Keras's own code into memory, as Keras itself does, and hashed on a thread while they are written.
+weights are laid out by Keras's own code, and go to the disk one by one, hashed on a thread while they are written.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import io
 import json
-import mmap
 import os
 import tempfile
 import types
@@ -70,8 +68,7 @@ def save(model: keras.Model, path: str | os.PathLike[str] | IO[bytes], example: 
     private.synchronize(model)
     with process.kept(names=True):
         prepared = _Prepared(model, example)
-    with contextlib.ExitStack() as stack:
-        archive.write(target, _members(model, prepared, target, stack))
+    archive.write(target, _members(model, prepared))
 
 
 def _target(path: Any) -> Any:
@@ -245,27 +242,13 @@ def _assets_of(model: Any, has_assets: bool) -> Iterator[tuple[Any, dict[str, by
         yield store, {f"assets/{each.relative_to(folder).as_posix()}": each.read_bytes() for each in files}
 
 
-def _members(model: Any, prepared: _Prepared, target: Any, stack: contextlib.ExitStack) -> Iterator[tuple[str, Any]]:
+def _members(model: Any, prepared: _Prepared) -> Iterator[tuple[str, Any]]:
     metadata = {"keras_version": keras.__version__, "date_saved": datetime.datetime.now().strftime("%Y-%m-%d@%H:%M:%S")}
     yield archive.METADATA, json.dumps(metadata).encode()
     yield archive.CONFIG, prepared.config.encode()
-    yield archive.WEIGHTS, _weights(model, target, stack)
+    yield archive.WEIGHTS, private.outline_of(model)
     yield from prepared.assets.items()
     yield archive.MANIFEST, lambda sums: manifest.text_of(_manifest(prepared, dict(sums)))
-
-
-def _weights(model: Any, target: Any, stack: contextlib.ExitStack) -> memoryview | mmap.mmap:
-    """The weights as Keras writes them, in memory where they fit there once more, else in a file beside the target."""
-    if private.fits_memory(model) or not isinstance(target, str):
-        buffer = io.BytesIO()
-        private.write_weights(model, buffer)
-        view = buffer.getbuffer()
-        stack.callback(view.release)
-        return view
-    with tempfile.NamedTemporaryFile(dir=os.path.dirname(target) or ".") as file:
-        private.write_weights(model, file.name)
-        # It stays for as long as it is mapped.
-        return stack.enter_context(contextlib.closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
 
 
 def _manifest(prepared: _Prepared, sums: dict[str, str]) -> dict[str, Any]:

@@ -42,17 +42,16 @@ from kustom.backends.keras.optimizers import (
     trained_by,
     unknown_to,
 )
+from kustom.backends.keras.outline import outline_of
 from kustom.backends.keras.registration import is_known_function, register, registered, registered_as, registered_names, registry
 from kustom.backends.keras.saving import (
     Reading,
     Stored,
     Written,
     assets_in,
-    fits_memory,
     load_state,
     name_nested,
     save_state,
-    write_weights,
 )
 from kustom.backends.keras.seeds import everyones_seed, seed_of_all, seeds_of, set_seed_of_all
 from kustom.backends.keras.serializing import compile_again, deserialized, serialized, share
@@ -142,7 +141,6 @@ __all__ = [
     "descendants",
     "deserialized",
     "everyones_seed",
-    "fits_memory",
     "forget_uninitialized",
     "forward",
     "functional_of",
@@ -179,6 +177,7 @@ __all__ = [
     "need_compiled",
     "open_scope",
     "optimizers_in",
+    "outline_of",
     "own",
     "own_optimizers",
     "own_value",
@@ -224,5 +223,4 @@ __all__ = [
     "values_wait",
     "variables_of_metrics",
     "wide_floats",
-    "write_weights",
 ]

@@ -25,7 +25,7 @@ from kustom.backends.keras.names import is_internal
 from kustom.backends.keras.tensors import kind_of
 from kustom.backends.keras.variables import open_scope
 
-__all__ = ["Reading", "Stored", "Written", "assets_in", "fits_memory", "load_state", "name_nested", "save_state", "write_weights"]
+__all__ = ["Reading", "Stored", "Written", "assets_in", "load_state", "name_nested", "save_state"]
 
 _SAVES_NESTED = "visited_containers" in inspect.signature(saving_lib._save_container_state).parameters
 
@@ -185,20 +185,6 @@ def _filled_assign(plain: Callable[..., Any]) -> Callable[..., Any]:
 _filling = Exchange(keras.Variable, "assign", _filled_assign)
 
 
-def fits_memory(model: Any) -> bool:
-    """Whether the weights can be held in memory once more, as Keras judges it."""
-    return saving_lib.is_memory_sufficient(model)
-
-
 def assets_in(folder: str) -> Any:
     """A store of assets in a folder, from which they are loaded, and into which they can be saved."""
     return saving_lib.DiskIOStore(folder, mode="r")
-
-
-def write_weights(model: Any, target: Any) -> None:
-    """Write the weights of a model as Keras does, to a path or into a `BytesIO`."""
-    store = saving_lib.H5IOStore(target, mode="w")
-    try:
-        save_state(model, store)
-    finally:
-        store.close()
