@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BACKENDS ?= tensorflow jax torch
-JOBS ?= 2
+JOBS ?= 3
 # The CPU build of TensorFlow is the smaller one. Where it has no wheel (macOS): TENSORFLOW=tensorflow.
 TENSORFLOW ?= tensorflow-cpu
 
@@ -44,7 +44,8 @@ lint: $(VENV)/.all ## ruff and pyright
 		echo "==== $$tool"; $(BIN)/$$tool || failed="$$failed [$$tool]"; done; \
 		if [ -n "$$failed" ]; then echo "lint failed:$$failed"; exit 1; fi
 
-# A failing suite stops no other. An old make, which cannot keep two outputs apart, runs one after the other.
+# A failing suite stops no other. Three on two cores: none of them keeps a core busy all the time, and threads of torch that
+# wait for work must not spin meanwhile. An old make, which cannot keep two outputs apart, runs one after the other.
 suite: $(VENV)/.all ## the suite alone, once a backend
 	@echo "suites: $(BACKENDS); $(JOBS) at a time, each shown whole when it ends"
 	@$(MAKE) --no-print-directory --keep-going $(BACKENDS:%=suite-%) \
@@ -52,7 +53,7 @@ suite: $(VENV)/.all ## the suite alone, once a backend
 
 suite-%:
 	@echo "==== $* in $(VENV)"
-	@KERAS_BACKEND=$* $(BIN)/python -m pytest $(SELECT) $(ARGS)
+	@KERAS_BACKEND=$* OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(SELECT) $(ARGS)
 
 bench: $(VENV)/.bench ## every script in benchmarks/
 	@for script in benchmarks/*.py; do echo "==== $$script"; $(BIN)/python "$$script" $(ARGS) || exit 1; done

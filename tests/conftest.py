@@ -35,6 +35,9 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # On JAX and TensorFlow each model is compiled anew. So that `make test` stays within its minutes, some of the work is done
 # there by `make test-all` alone, while torch does all of it each time: these, and of a test with many cases all but a part.
 LONG = (
+    "checking/test_notebook.py::test_what_the_source_says_is_said_with_the_cell_and_its_line",
+    "checking/test_reported.py",
+    "checking/test_textbook_is_clean.py",
     "defining/test_naming.py::test_a_module_run_by_name_counts_under_its_name",
     "defining/test_naming.py::test_a_notebook_counts_under_main",
     "defining/test_naming.py::test_a_script_counts_under_its_files_stem",
@@ -47,23 +50,37 @@ LONG = (
     "recipes/test_training.py",
     "reports/test_gradients.py::test_the_reported_critic_has_its_number_on_every_backend",
     "roundtrip/test_roundtrip.py::test_a_new_process_on_another_backend",
+    "roundtrip/test_roundtrip.py::test_every_part_of_the_chapter_is_in_a_file",
     "test_in_keras.py::test_quantize",
     "training/test_accumulation.py",
     "training/test_branches.py",
+    "training/test_function.py::TestGrowth",
     "training/test_function_state.py",
+    "training/test_loop_sources.py::test_a_loop_dies_with_its_owner",
+    "training/test_loop_sources.py::test_many_models_in_a_row_leave_no_more_variables_than_one",
     "training/test_model.py",
+    "training/test_textbook_loop.py::test_the_next_backend_reaches_the_same_loss",
 )
 LONG_ON = {
     "jax": (
         "checking/test_plot.py::test_a_kink_is_found_and_is_no_jump",
+        "checking/test_plot.py::test_each_kind_has_its_picture",
+        "checking/test_plot.py::test_findings_are_written_below_and_marked_at_their_input",
         "gradients/test_compositions.py::test_compositions",
         "gradients/test_layers.py::test_the_gradients_in_float32_are_the_backends_own",
         "gradients/test_numerical.py::test_one_entry_of_a_thousand_is_found",
         "reports/test_gradients.py::test_a_penalty_through_a_normalization_agrees_with_differences",
     ),
-    "tensorflow": ("recipes/test_regression.py::test_a_run_leaves_a_complete_folder",),
+    # These share one run of the main job, which JAX and torch do.
+    "tensorflow": (
+        "recipes/test_regression.py::test_a_model_that_predicts_otherwise_does_not_pass",
+        "recipes/test_regression.py::test_a_run_leaves_a_complete_folder",
+        "recipes/test_regression.py::test_a_run_says_what_it_did",
+        "recipes/test_regression.py::test_the_configuration_says_how_and_with_what",
+        "recipes/test_regression.py::test_the_errors_reported_are_those_of_the_predictions_recorded",
+    ),
 }
-FEW = 3
+FEW = 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -79,7 +96,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         left = some
         if not name.removeprefix("tests/").startswith(long):
             # The same ones each time, whatever stands before them, and in each worker.
-            left = sorted(some, key=lambda item: zlib.crc32(item.nodeid.encode()))[max(FEW, -(-len(some) // 4)) :]
+            left = sorted(some, key=lambda item: zlib.crc32(item.nodeid.encode()))[max(FEW, -(-len(some) // 8)) :]
         for item in left:
             item.add_marker(pytest.mark.slow)
 
