@@ -511,3 +511,33 @@ def test_a_compiled_model_that_a_part_makes_itself(tmp_path):
     np.testing.assert_array_equal(model.get_weights()[0], loaded.get_weights()[0])
     assert loaded.compiled
     assert not loaded.layers[0].inner.compiled
+
+
+class Squared(keras.losses.Loss):
+    """A loss whose setting stands under another name than the argument's, and not in its config."""
+
+    def __init__(self, power=2.0, name="squared"):
+        super().__init__(name=name)
+        self._exponent = float(power)
+
+    def call(self, y_true, y_pred):
+        return keras.ops.abs(y_true - y_pred) ** self._exponent
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+keras.saving.register_keras_serializable("save_load")(Squared)
+
+
+@pytest.mark.parametrize("shape", [(), (300,), (200, 300)], ids=["a number a sample", "a row", "more than is recorded"])
+def test_a_setting_of_a_loss_that_is_lost_shows_whatever_the_output_is(shape):
+    x = keras.Input((3,))
+    size = int(np.prod(shape))
+    y = keras.layers.Reshape(shape)(keras.layers.Dense(size)(x)) if shape else keras.ops.sum(x, axis=-1)
+    model = keras.Model(x, y)
+    model.compile("sgd", Squared(power=3.0))
+    with pytest.raises(errors.UnsavableError, match="another value"):
+        kustom.save(model, io.BytesIO())
+    model.compile("sgd", Squared())
+    kustom.save(model, io.BytesIO())

@@ -274,11 +274,13 @@ def values(measure: Any, shape: tuple[int, ...]) -> dict[str, list[float]]:
 
     Args:
         measure: A loss, a metric, or a function that is one; it is not changed.
-        shape: The shape of predictions.
+        shape: The shape of predictions; where it is large, or there is none, another is taken.
     """
     found = {}
+    shape = _with_few(shape)
     for name, probe in _PROBES.items():
-        if len(shape) < 2 or np.prod(shape) > 1 << 16:
+        # A number a sample is of no class.
+        if len(shape) < (2 if name == "classes" else 1):
             continue
         y_true, y_pred = (
             keras.ops.convert_to_tensor(np.asarray(a, "int32" if a.dtype == "int32" else "float32")) for a in probe(shape)
@@ -290,6 +292,15 @@ def values(measure: Any, shape: tuple[int, ...]) -> dict[str, list[float]]:
         except _REFUSALS:
             continue
     return found
+
+
+def _with_few(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape of as many axes, in which nothing takes long to compute: the longest are halved. One of its own for none."""
+    sizes = list(shape) or [4, 1]
+    while math.prod(sizes) > 1 << 16:
+        longest = sizes.index(max(sizes))
+        sizes[longest] //= 2
+    return tuple(sizes)
 
 
 def _measured(measure: Any, y_true: Any, y_pred: Any) -> list[float]:
