@@ -35,27 +35,33 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # On JAX and TensorFlow each model is compiled anew. So that `make test` stays within its minutes, some of the work is done
 # there by `make test-all` alone, while torch does all of it each time: these, and of a test with many cases all but a part.
 LONG = (
-    "checking/test_notebook.py::test_what_the_source_says_is_said_with_the_cell_and_its_line",
+    "backends/test_choose.py::test_only_one_backend_need_be_installed",
+    "checking/test_notebook.py",
     "checking/test_reported.py",
     "checking/test_textbook_is_clean.py",
     "defining/test_naming.py::test_a_module_run_by_name_counts_under_its_name",
     "defining/test_naming.py::test_a_notebook_counts_under_main",
     "defining/test_naming.py::test_a_script_counts_under_its_files_stem",
     "defining/test_naming.py::test_parts_of_a_function_pickle_where_they_are_registered",
+    "docs/test_pages.py::test_the_code_of_a_page_does_what_the_page_says[docs/commands.md]",
     "gradients/test_across_backends.py",
+    "gradients/test_numerical.py::test_one_entry_of_a_thousand_is_found",
     "recipes/test_gradients.py",
     "recipes/test_regression.py::test_ctrl_c_saves_what_was_reached",
     "recipes/test_regression.py::test_quiet_prints_nothing_and_a_large_table_gets_the_large_network",
     "recipes/test_runs.py::test_a_run_leaves_a_folder_and_says_how_it_went",
     "recipes/test_training.py",
     "reports/test_gradients.py::test_the_reported_critic_has_its_number_on_every_backend",
-    "roundtrip/test_roundtrip.py::test_a_new_process_on_another_backend",
+    "roundtrip/test_roundtrip.py::test_a_new_process",
     "roundtrip/test_roundtrip.py::test_every_part_of_the_chapter_is_in_a_file",
+    "saving/test_fuzzed_files.py",
+    "test_architecture.py::test_kustom_imports_no_backend_but_the_one_in_use",
     "test_in_keras.py::test_quantize",
     "training/test_accumulation.py",
     "training/test_branches.py",
     "training/test_function.py::TestGrowth",
     "training/test_function_state.py",
+    "training/test_loop.py::test_the_mean_does_not_depend_on_how_many_batches_a_call_has[eager]",
     "training/test_loop_sources.py::test_a_loop_dies_with_its_owner",
     "training/test_loop_sources.py::test_many_models_in_a_row_leave_no_more_variables_than_one",
     "training/test_model.py",
@@ -66,9 +72,9 @@ LONG_ON = {
         "checking/test_plot.py::test_a_kink_is_found_and_is_no_jump",
         "checking/test_plot.py::test_each_kind_has_its_picture",
         "checking/test_plot.py::test_findings_are_written_below_and_marked_at_their_input",
+        "docs/test_pages.py::test_the_code_of_a_page_does_what_the_page_says[docs/guide/08-gradients.md]",
         "gradients/test_compositions.py::test_compositions",
         "gradients/test_layers.py::test_the_gradients_in_float32_are_the_backends_own",
-        "gradients/test_numerical.py::test_one_entry_of_a_thousand_is_found",
         "reports/test_gradients.py::test_a_penalty_through_a_normalization_agrees_with_differences",
     ),
     # These share one run of the main job, which JAX and torch do.
@@ -92,13 +98,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow") is None:
             cases[item.nodeid.partition("[")[0]].append(item)
-    for name, some in cases.items():
-        left = some
-        if not name.removeprefix("tests/").startswith(long):
-            # The same ones each time, whatever stands before them, and in each worker.
-            left = sorted(some, key=lambda item: zlib.crc32(item.nodeid.encode()))[max(FEW, -(-len(some) // 8)) :]
-        for item in left:
-            item.add_marker(pytest.mark.slow)
+    for some in cases.values():
+        short = [item for item in some if not item.nodeid.removeprefix("tests/").startswith(long)]
+        # The same ones each time, whatever stands before them, and in each worker.
+        chosen = sorted(short, key=lambda item: zlib.crc32(item.nodeid.encode()))[: max(FEW, -(-len(some) // 8))]
+        for item in some:
+            if item not in chosen:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture
