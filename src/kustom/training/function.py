@@ -66,8 +66,9 @@ def function(
     Arguments and results may have any structure. Tensors, arrays and numbers are arguments of the program, so that another
     number is no new trace; text, booleans, None and objects are part of it, and so is what `static_argnames` names. There
     is a program for each combination of shapes, dtypes and such parts, and a new one when Python state has changed that the
-    function reads: numbers, text, None and tuples of them in its closure, in the globals that it names, and in the
-    `__dict__` of the Keras objects that it reaches; `trainable` of its variables; the object that a name stands for.
+    function reads: numbers, text, None and tuples of them in its closure, in the globals that it names, in the `__dict__` of the
+    Keras objects that it reaches, and in the attributes of other objects, modules and classes that it mentions; `trainable`
+    of its variables; the object that a name stands for.
 
     Where the function needs a value to go on (`if loss > 1:`, `float(loss)`), it cannot be traced: it then runs without
     being compiled, and a warning names the line. Inside a gradient tape of ours, and inside another compiled function, it
