@@ -85,7 +85,8 @@ def function(
         A callable with the signature of `f` and the attribute `traces`, how many programs it has made.
 
     Raises:
-        FunctionError: `f` is not callable, or an argument of this call is nothing that it knows.
+        FunctionError: `f` is not callable, a generator or an async function; or an argument of this call is nothing that it
+            knows, such as a whole number that the backend has no integer for.
 
     Example:
         >>> import keras, kustom
@@ -120,6 +121,11 @@ class Compiled(Generic[P, R]):
     ) -> None:
         if not callable(f):
             raise FunctionError(f"kustom.function was given {type(f).__name__}; give it a function: kustom.function(step).")
+        if kind := _kind_of_no_return(f):
+            raise FunctionError(
+                f"kustom.function was given {_name(f)}, {kind}: what it computes is computed after the call, and no program is of "
+                "that. Compile a function that returns, and call it in the loop that yields or awaits."
+            )
         known = current("lifting").COMPILERS
         if compiler is not None and compiler not in known:
             choice = " or ".join(map(repr, known)) or "none"
@@ -300,6 +306,14 @@ class Compiled(Generic[P, R]):
                 if not (call.whole_numbers and current().refuses_mixed_dtypes(error)):
                     raise
                 return lifting.Program(flat, call.widened(), compiler=self.compiler), True
+
+
+def _kind_of_no_return(f: Callable[..., Any]) -> str:
+    """How a function is called whose call computes nothing; empty for others."""
+    call: Any = f if inspect.isroutine(f) or isinstance(f, functools.partial) else type(f).__call__
+    if inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call):
+        return "a generator function"
+    return "an async function" if inspect.iscoroutinefunction(call) else ""
 
 
 def _looked_at_alike(flat: Callable[[list[Any]], list[Any]], flags: Flags) -> Callable[[list[Any]], list[Any]]:
