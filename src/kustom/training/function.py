@@ -278,7 +278,8 @@ class Compiled(Generic[P, R]):
                 "assign), or return it.",
                 TracerWarning,
             )
-        return Entry(program, result, Guards(roots, before, program.variables, settled), widened, settled)
+        guards = Guards(roots, before, program.variables, settled, entries=not isinstance(program, Eager))
+        return Entry(program, result, guards, widened, settled)
 
     def _warn_of(self, refusal: BranchOnValue) -> None:
         warn(

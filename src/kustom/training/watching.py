@@ -8,11 +8,12 @@ A trace is of what Python held when it was made. What is noticed afterwards is a
   Keras objects, variables, functions and objects of the user's by their identity;
 - of other objects, of modules and of classes of the user's those attributes whose names the reached code mentions: see `spaces`;
 - which Keras objects, variables and functions stand in lists and dicts;
+- numbers, text, None and tuples of them in the small dicts and lists that globals and closure cells name;
 - `trainable` of the variables that it touches, `keras.config.floatx()` and the global dtype policy.
 
-What stands in a list or a dict is followed; that there is more of something else is not noticed. A number that the trace
-itself changes, such as a count of the calls, is left out: it would never be the same twice. So is an object that it
-exchanges itself. What else it changes is a condition of the program: see `flags`.
+What stands in a list or a dict is followed; that there is more of something else is not noticed, so that a log may grow. A
+number that the trace itself changes, such as a count of the calls, is left out: it would never be the same twice. So is an
+object that it exchanges itself. What else it changes is a condition of the program: see `flags`.
 """
 
 from __future__ import annotations
@@ -233,6 +234,8 @@ class Guards:
         before: What they reached before the trace: from `values_of`.
         variables: Those that it touches.
         flags: What the trace has set that is a condition of the program, by its place: from `Flags.settle`.
+        entries: Whether entries of dicts and lists are compared. A step that runs as plain Python reads those of now, and may
+            set them at each call.
     """
 
     def __init__(
@@ -241,6 +244,8 @@ class Guards:
         before: dict[int, dict[str, Any]],
         variables: Iterable[keras.Variable],
         flags: dict[tuple[int, Any], tuple[Any, ...]] | None = None,
+        *,
+        entries: bool = True,
     ) -> None:
         self.reached = reached = Reached(*roots)
         flags = flags or {}
@@ -284,6 +289,14 @@ class Guards:
             # A class's `__dict__` is no dict.
             (of_classes if isinstance(space, type) else named).append((held, name, flags.get(key, (held.get(name),))[0]))
         self._shadowed += _hidden(reached)
+        self._lists: list[tuple[list[Any], list[Any]]] = []
+        for container in _settings(reached) if entries else ():
+            held, was = _by_place(container), before.get(id(container))
+            stayed = [place for place in held if _is_entry(held[place]) and _stayed(place, held, was)]
+            if isinstance(container, dict):
+                named += [(container, place, held[place]) for place in stayed]
+            elif len(stayed) == len(container):
+                self._lists.append((container, list(container)))
         self._of_classes = [[space for space, _, _ in of_classes], [name for _, name, _ in of_classes]]
         self._class_values = [value for _, _, value in of_classes]
         self._named = [value for _, _, value in named]
@@ -320,6 +333,9 @@ class Guards:
             return False
         if self._class_values and not _all_same(list(map(_of_class_space, *self._of_classes)), self._class_values):
             return False
+        for container, kept in self._lists:
+            if len(container) == len(kept) and not _all_same(container, kept):
+                return False
         for container, kept, whole in self._containers:
             if (list(map(id, _each(container))) if whole else _ids(container)) != kept:
                 return False
@@ -372,7 +388,7 @@ def _counts(obj: Any, name: str, reached: Reached) -> bool:
     return name in _TELLING or name in _TELLING_OBJECTS or not private.is_internal(obj, name)
 
 
-def _stayed(name: str, space: dict[str, Any], was: dict[str, Any] | None) -> bool:
+def _stayed(name: Any, space: Mapping[Any, Any], was: dict[Any, Any] | None) -> bool:
     """Whether the trace has left an attribute alone, or has made it."""
     if was is None or name not in was:
         return True
@@ -402,6 +418,25 @@ def _of_class(obj: Any) -> frozenset[str]:
     """The plain attributes that the user's classes of an object have."""
     classes = [cls for cls in type(obj).__mro__ if not private.is_library(cls.__module__)]
     return frozenset(name for cls in classes for name, value in vars(cls).items() if _is_plain(value) and not name.startswith("__"))
+
+
+# How many entries a dict or list of settings has at most: each is compared at each call.
+_MOST = 64
+
+
+def _settings(reached: Reached) -> list[Any]:
+    """The dicts and lists that globals and closure cells name, and those in them, in which numbers or text may stand."""
+    named = [each for each, name, owner in reached.containers if name and owner is None]
+    return [each for each in named if isinstance(each, dict | list) and 0 < len(each) <= _MOST]
+
+
+def _is_entry(value: Any) -> bool:
+    # Of a dict or list inside it counts which it is; its own entries are compared by themselves.
+    return _is_plain(value) or isinstance(value, dict | list)
+
+
+def _by_place(container: Any) -> dict[Any, Any]:
+    return dict(container) if isinstance(container, dict) else dict(enumerate(container))
 
 
 def _hidden(reached: Reached) -> Iterator[tuple[frozenset[str], Mapping[str, Any]]]:
@@ -435,5 +470,6 @@ def _config() -> tuple[Any, ...]:
 
 
 def values_of(reached: Reached) -> dict[int, dict[str, Any]]:
-    """What stands in the `__dict__` of everything that is reached, by the object's id."""
-    return {id(obj): dict(vars(obj)) for obj in reached.objects + reached.others + reached.spaces}
+    """What stands in the `__dict__` of everything that is reached, and in dicts and lists of settings, by the object's id."""
+    spaces = {id(obj): dict(vars(obj)) for obj in reached.objects + reached.others + reached.spaces}
+    return spaces | {id(each): _by_place(each) for each in _settings(reached)}
