@@ -436,6 +436,8 @@ def test_a_generator_is_used_up_and_what_is_left_is_kept():
     [
         ({"execution": "fast"}, errors.ExecutionError, "'auto', 'loop'"),
         ({"on_nonfinite": "stop"}, errors.SettingError, "'raise', 'skip', 'ignore'"),
+        ({"verbose": "loud"}, errors.SettingError, "verbose='loud'"),
+        ({"verbose": 3}, errors.SettingError, "'auto', 0"),
         ({"epochs": -1}, errors.SettingError, "epochs=-1"),
         ({"epochs": 1.5}, errors.SettingError, "epochs=1.5"),
         ({"validation_split": 0.5}, errors.StepError, "eval_step"),
@@ -452,7 +454,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(arguments, erro
     assert int(optimizer.iterations) == 0
 
 
-@pytest.mark.parametrize("returned", [3, "loss", [1.0], {"loss": "text"}])
+@pytest.mark.parametrize("returned", ["loss", [1.0], {"loss": "text"}])
 def test_a_step_returns_scalars(returned):
     with pytest.raises(errors.StepError, match="returned"):
         kustom.Loop(lambda x: returned).fit(X, verbose=0)

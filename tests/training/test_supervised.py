@@ -9,7 +9,7 @@ from alike import BACKEND, agree, array, both, weights
 from keras import layers, ops
 
 import kustom
-from kustom.errors import SettingError, StepError
+from kustom.errors import NonFiniteError, SettingError, StepError
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(70, 4)).astype("float32")
@@ -331,3 +331,11 @@ def test_no_targets_and_nothing_to_minimize():
     loop = kustom.Loop(kustom.Supervised(mlp()(), optimizer="adam", loss=None))
     with pytest.raises(StepError, match="there is nothing to minimize"):
         loop.fit(X, Y, verbose=0)
+
+
+def test_an_error_of_a_loss_that_is_not_finite_names_its_value():
+    x = X.copy()
+    x[25] = np.nan
+    loop = kustom.Loop(kustom.Supervised(mlp()(), optimizer="sgd", loss="mse", metrics=["mae"]))
+    with pytest.raises(NonFiniteError, match=r"batch 3\): \{'loss': nan, 'mae': nan\}\. The variables"):
+        loop.fit(x, Y, batch_size=8, shuffle=False, verbose=0)

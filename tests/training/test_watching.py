@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
+import warnings
 
 import keras
 import numpy as np
@@ -108,6 +109,64 @@ def test_lists_and_dicts_of_keras_objects():
         g(x)
         seen.append(0.0)
     assert g.traces == 1
+
+
+TABLE = {"beta": 1.0, "nested": {"rates": [1.0, 2.0]}, "name": "a"}
+
+
+def test_numbers_in_dicts_and_lists_that_a_name_stands_for(monkeypatch):
+    config, rates = {"beta": 1.0, "layer": Scaled(1.0)}, [1.0, 3.0]
+
+    @kustom.function
+    def f(x):
+        return x * config["beta"] * rates[0] * TABLE["beta"] * TABLE["nested"]["rates"][1]
+
+    assert [number(f(1.0)) for _ in range(2)] == [2, 2]
+    config["beta"] = 5.0
+    assert number(f(1.0)) == 10
+    rates[0] = 2.0
+    assert number(f(1.0)) == 20
+    monkeypatch.setitem(TABLE["nested"], "rates", [1.0, 4.0])
+    assert number(f(1.0)) == 40
+    TABLE["nested"]["rates"][1] = 8.0
+    assert number(f(1.0)) == 80
+    monkeypatch.setitem(TABLE, "beta", 3.0)
+    assert number(f(1.0)) == 240
+    config["beta"], config["other"] = float("5"), 1.0
+    assert number(f(1.0)) == 240
+    assert f.traces == 6
+
+
+def test_entries_that_a_step_sets_and_logs_that_grow_make_no_new_trace():
+    counts, log, lasting = {"calls": 0, "last": None}, [0.0], {"last": 0.0}
+
+    @kustom.function
+    def f(x):
+        counts["calls"] += 1
+        return x * 2.0, len(log)
+
+    for value in range(4):
+        f(1.0)
+        log.append(float(value))
+    assert f.traces == 1
+
+    @kustom.function
+    def plain(x):
+        lasting["last"] = float(x) + lasting["last"]
+        return lasting["last"]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", kustom.errors.EagerWarning)
+        assert [plain(x) for x in (1.0, 2.0, 3.0)] == [1, 3, 6]
+    assert plain.traces == 1
+
+
+def test_a_list_in_which_arrays_have_come():
+    held = [1.0]
+    f = kustom.function(lambda x: x * ops.sum(ops.convert_to_tensor(held[0], "float32")))
+    assert number(f(2.0)) == 2
+    held[0] = np.ones(3, "float32")
+    assert number(f(2.0)) == 6
 
 
 class Scaled(layers.Layer):

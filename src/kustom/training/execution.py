@@ -76,6 +76,7 @@ class Runner:
         protect: Whether the state at the start of a chunk is kept in any case.
         on_nonfinite: `"raise"`, `"skip"` or `"ignore"`.
         is_finite: Whether what has been computed is, from the sums of what the step returned.
+        measured: What the metrics say, for a message about a step that returned nothing.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Runner:
         protect: bool,
         on_nonfinite: str,
         is_finite: Callable[[dict[str, float]], bool],
+        measured: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self._step = step
         self._pace = pace
@@ -96,6 +98,7 @@ class Runner:
         self._protect = protect
         self._on_nonfinite = on_nonfinite
         self._is_finite = is_finite
+        self._measured_values = measured
         self.reason = "asked for" if way != "auto" else ""
         self.compile_seconds = 0.0
         self.step_seconds: dict[str, float] = {}
@@ -188,13 +191,15 @@ class Runner:
                 sums = {name: value + sums.get(name, 0.0) for name, value in values.items()}
                 fine += 1
                 continue
+            if self._on_nonfinite == "raise":
+                values = values or self._measured_values()
             program.restore(kept)
             if self._on_nonfinite == "skip":
                 at.history.skipped.append(at.step + i)
                 continue
             number = block.offset + i
             raise NonFiniteError(
-                f"the loss is not finite in step {at.step + i} (epoch {at.epoch + 1}, batch {block.start + i}): {values or ''}. "
+                f"the loss is not finite in step {at.step + i} (epoch {at.epoch + 1}, batch {block.start + i}): {values}. "
                 "The variables are as they were before that step. error.batch is what it was given, error.rows which rows. "
                 "Look for a logarithm or division at 0, or lower the learning rate; on_nonfinite='skip' leaves such steps out.",
                 step=at.step + i,

@@ -10,11 +10,11 @@ A number is not: one that a trace changes is taken for a count, which would make
 
 from __future__ import annotations
 
-import dis
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from kustom.backends import keras as private
+from kustom.training.spaces import stored_in
 from kustom.training.watching import NOTHING, Reached, is_keras
 
 __all__ = ["Flags"]
@@ -63,7 +63,7 @@ class Flags:
         Returns:
             Of those that the function sets, from their place: the value before, the one after, and what sets it.
         """
-        stored: set[str] | None = None
+        stored: frozenset[str] | None = None
         changed: dict[tuple[int, Any], Any] = {}
         kept = []
         for (key, get, put), before in self._before if self.stand else ():
@@ -71,7 +71,7 @@ class Flags:
             if not _differs(after, before):
                 continue
             if key[1] is not None:
-                stored = _stored(self._reached) if stored is None else stored
+                stored = stored_in(self._reached.codes) if stored is None else stored
                 if key[1] not in stored:
                     continue
             put(before)
@@ -94,6 +94,19 @@ def _places(reached: Reached) -> Iterator[_Place]:
         for name in reached.names:
             if name != "built" and not private.is_internal(obj, name) and _is_flag(space.get(name, NOTHING)):
                 yield _in_space(space, name)
+    for held, name in reached.mentioned:
+        if _is_flag(vars(held)[name]):
+            yield _in_class(held, name) if isinstance(held, type) else _in_space(vars(held), name)
+
+
+def _in_class(cls: type, name: str) -> _Place:
+    def put(value: Any) -> None:
+        if value is NOTHING:
+            delattr(cls, name)
+        else:
+            setattr(cls, name, value)
+
+    return (id(cls), name), lambda: vars(cls).get(name, NOTHING), put
 
 
 def _in_space(space: dict[str, Any], name: str) -> _Place:
@@ -120,17 +133,3 @@ def _is_flag(value: Any) -> bool:
 
 def _differs(after: Any, before: Any) -> bool:
     return after is not before and _is_flag(after) and _is_flag(before) and after is not NOTHING and after != before
-
-
-def _stored(reached: Reached) -> set[str]:
-    """The names of attributes and globals that the reached code sets."""
-    stored = set()
-    todo = list(reached.codes)
-    while todo:
-        code = todo.pop()
-        for each in dis.get_instructions(code):
-            if each.opname in ("STORE_ATTR", "STORE_GLOBAL"):
-                stored.add(each.argval)
-            elif isinstance(each.argval, type(code)):
-                todo.append(each.argval)
-    return stored

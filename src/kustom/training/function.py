@@ -66,8 +66,9 @@ def function(
     Arguments and results may have any structure. Tensors, arrays and numbers are arguments of the program, so that another
     number is no new trace; text, booleans, None and objects are part of it, and so is what `static_argnames` names. There
     is a program for each combination of shapes, dtypes and such parts, and a new one when Python state has changed that the
-    function reads: numbers, text, None and tuples of them in its closure, in the globals that it names, and in the
-    `__dict__` of the Keras objects that it reaches; `trainable` of its variables; the object that a name stands for.
+    function reads: numbers, text, None and tuples of them in its closure, in the globals that it names, in the `__dict__` of the
+    Keras objects that it reaches, and in the attributes of other objects, modules and classes that it mentions; `trainable`
+    of its variables; the object that a name stands for.
 
     Where the function needs a value to go on (`if loss > 1:`, `float(loss)`), it cannot be traced: it then runs without
     being compiled, and a warning names the line. Inside a gradient tape of ours, and inside another compiled function, it
@@ -84,7 +85,8 @@ def function(
         A callable with the signature of `f` and the attribute `traces`, how many programs it has made.
 
     Raises:
-        FunctionError: `f` is not callable, or an argument of this call is nothing that it knows.
+        FunctionError: `f` is not callable, a generator or an async function; or an argument of this call is nothing that it
+            knows, such as a whole number that the backend has no integer for.
 
     Example:
         >>> import keras, kustom
@@ -119,6 +121,11 @@ class Compiled(Generic[P, R]):
     ) -> None:
         if not callable(f):
             raise FunctionError(f"kustom.function was given {type(f).__name__}; give it a function: kustom.function(step).")
+        if kind := _kind_of_no_return(f):
+            raise FunctionError(
+                f"kustom.function was given {_name(f)}, {kind}: what it computes is computed after the call, and no program is of "
+                "that. Compile a function that returns, and call it in the loop that yields or awaits."
+            )
         known = current("lifting").COMPILERS
         if compiler is not None and compiler not in known:
             choice = " or ".join(map(repr, known)) or "none"
@@ -271,7 +278,8 @@ class Compiled(Generic[P, R]):
                 "assign), or return it.",
                 TracerWarning,
             )
-        return Entry(program, result, Guards(roots, before, program.variables, settled), widened, settled)
+        guards = Guards(roots, before, program.variables, settled, entries=not isinstance(program, Eager))
+        return Entry(program, result, guards, widened, settled)
 
     def _warn_of(self, refusal: BranchOnValue) -> None:
         warn(
@@ -299,6 +307,14 @@ class Compiled(Generic[P, R]):
                 if not (call.whole_numbers and current().refuses_mixed_dtypes(error)):
                     raise
                 return lifting.Program(flat, call.widened(), compiler=self.compiler), True
+
+
+def _kind_of_no_return(f: Callable[..., Any]) -> str:
+    """How a function is called whose call computes nothing; empty for others."""
+    call: Any = f if inspect.isroutine(f) or isinstance(f, functools.partial) else type(f).__call__
+    if inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call):
+        return "a generator function"
+    return "an async function" if inspect.iscoroutinefunction(call) else ""
 
 
 def _looked_at_alike(flat: Callable[[list[Any]], list[Any]], flags: Flags) -> Callable[[list[Any]], list[Any]]:

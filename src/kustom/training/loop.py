@@ -120,7 +120,8 @@ class Loop:
             epochs: The number of the last epoch, counted from 1.
             initial_epoch: The number of epochs that count as done.
             steps_per_epoch: Batches an epoch; by default all that the data has.
-            shuffle: True, a fresh order each epoch; False; `"replacement"`, each batch drawn anew from all samples.
+            shuffle: True, a fresh order each epoch; False, the order of the data; `"batch"`, the samples of each batch among
+                themselves; `"replacement"`, each batch drawn anew from all samples.
             validation_data: `(x, y)`, `(x, y, sample_weight)` or what gives such batches; `eval_step` is called with them.
             validation_split: The part of the arrays, at their end, that is kept for validation.
             validation_batch_size: Samples a batch of the validation; by default `batch_size`.

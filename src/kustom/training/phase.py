@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import keras
@@ -23,9 +23,14 @@ __all__ = ["Pass", "Phase", "is_updated", "is_within", "number"]
 class Phase:
     """A step, compiled so that it returns scalars, and the metrics that it updates."""
 
+    # Whether it is an error that a value and a result of a metric have one name.
+    names_are_of_one = True
+
     def __init__(self, step: Callable[..., Any], listed: dict[str, Any], told: bool, *, eager: bool, compiler: str | None) -> None:
         self._plain = step
         self._told = told
+        self._listed = frozenset(listed)
+        self._returns: frozenset[str] = frozenset()
         self.metrics = dict(listed)
         self.returned: dict[str, keras.metrics.Metric] = {}
         # The results after the run of a moment ago.
@@ -40,20 +45,33 @@ class Phase:
         self.epoch_end = None if end is None else Compiled(end, (), eager, compiler, quiet=True)
 
     def _scalars(self, *batch: Any) -> dict[str, Any]:
-        returned = self._plain(*batch)
+        with private.results({type(metric) for metric in self.metrics.values()}) as noted:
+            returned: Any = self._plain(*batch)
+        self._returns = frozenset()
         if returned is None:
             return {}
-        if ops.is_tensor(returned) and not tuple(returned.shape):
+        if _is_number(returned) or (ops.is_tensor(returned) and not tuple(returned.shape)):
             returned = {"loss": returned}
         if not isinstance(returned, Mapping):
             raise StepError(
                 f"the step returned {_described(returned)}; return None, a scalar, which is the loss, or a dict of scalars."
             )
+        self._returns = frozenset(returned)
         scalars = {}
+        value: Any
         for name, value in returned.items():
-            if isinstance(value, keras.metrics.Metric):
+            listed = self._of_name(name)
+            if isinstance(value, keras.metrics.Metric) and listed in (None, value):
                 self.returned[name] = value
                 continue
+            if listed is not None:
+                if id(value) in noted and noted[id(value)][0][0] is listed:
+                    # Reported as the metric's, of all batches.
+                    continue
+                raise StepError(
+                    f"the step returned {_described(value)} under {name!r}, and the metric {listed.name!r} in metrics is reported "
+                    f"as {name!r}, too. Return it under another name, or name the metric: metrics={{'mean_{name}': ...}}."
+                )
             value = private.told(value) if isinstance(value, keras.Variable) else value
             if isinstance(value, int | float | np.number):
                 value = ops.convert_to_tensor(value, "float32")
@@ -64,6 +82,14 @@ class Phase:
                 )
             scalars[name] = ops.cast(ops.stop_gradient(value), "float32")
         return scalars
+
+    def _of_name(self, name: str) -> keras.metrics.Metric | None:
+        """The listed metric that is reported under a name; one that was found under it gives way."""
+        if name in self._listed or name not in self.metrics:
+            return self.metrics.get(name)
+        found = self.metrics.pop(name)
+        self.metrics[_free(name, [*self.metrics, *self._returns])] = found
+        return None
 
     def fits(self, args: tuple[Any, ...]) -> None:
         """Refuse a batch that the step does not take."""
@@ -89,7 +115,7 @@ class Phase:
         # A metric that holds others stands for them.
         outer = [m for m in new if not any(o is not m and is_within(m, o) for o in new)]
         for metric in outer:
-            name = _free(metric.name, self.metrics)
+            name = _free(metric.name, [*self.metrics, *self._returns])
             self.metrics[name] = metric
             if self._told:
                 warn(
@@ -193,7 +219,14 @@ class Pass:
     def values(self, *, at_once: bool = False) -> dict[str, Any]:
         # Right after a run they may have been asked for already, to see whether the loss is finite.
         known = self.phase.known if at_once else None
-        return self.means.values() | (self.phase.results() if known is None else known)
+        results = self.phase.results() if known is None else known
+        means = self.means.values()
+        if self.phase.names_are_of_one and (twice := sorted(means.keys() & results.keys())):
+            raise StepError(
+                f"the step returned a value under {twice[0]!r}, and a metric of several results has one of that name. Return it "
+                "under another name."
+            )
+        return means | results
 
 
 def is_updated(metric: keras.metrics.Metric, touched: set[int]) -> bool:
@@ -207,7 +240,7 @@ def is_within(metric: keras.metrics.Metric, other: keras.metrics.Metric) -> bool
     return mine < others
 
 
-def _free(name: str, taken: Mapping[str, Any]) -> str:
+def _free(name: str, taken: Collection[str]) -> str:
     number, free = 1, name
     while free in taken:
         free = f"{name}_{number}"
@@ -220,6 +253,10 @@ def number(value: Any) -> Any:
     if not np.ndim(value):
         return float(ops.stop_gradient(value) if ops.is_tensor(value) else value)
     return np.asarray(ops.convert_to_numpy(value)).tolist()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def _described(value: Any) -> str:

@@ -18,6 +18,8 @@ from typing import Any, Literal, TextIO
 
 import numpy as np
 
+from kustom.errors import SettingError
+
 __all__ = ["StatusLine"]
 
 # How often a line is rewritten: more often, and a terminal costs more than the training.
@@ -38,6 +40,8 @@ class StatusLine:
         self, epochs: int, steps: int | None, verbose: Literal["auto", 0, 1, 2] | bool = "auto", out: TextIO | None = None
     ) -> None:
         self.epochs, self.steps = epochs, steps
+        if verbose not in ("auto", 0, 1, 2):
+            raise SettingError(f"verbose={verbose!r}; expected 'auto', 0 for nothing, 1 for a status line, 2 for a line an epoch.")
         self._out = sys.stdout if out is None else out
         self._notebook = _notebook() if out is None else None
         live = self._notebook is not None or _is_terminal(self._out)

@@ -58,6 +58,7 @@ class Fit:
             protect=protect,
             on_nonfinite=on_nonfinite,
             is_finite=lambda sums: finite(phase, sums),
+            measured=phase.results,
         )
         self._pass = Pass(phase, source, runner, loop._group)
         self.validate: Validation | None = None

@@ -134,6 +134,9 @@ class _Train:
 class _ModelPhase(Phase):
     """A step of a model, compiled, and what is reported of it."""
 
+    # In Keras what the step returns goes before.
+    names_are_of_one = False
+
     def __init__(self, model: Any, method: str, *, eager: bool, compiler: str | None) -> None:
         step = _step(model, method, self)
         super().__init__(step, {}, False, eager=eager, compiler=compiler)

@@ -6,8 +6,9 @@ first call stays.
 
 from __future__ import annotations
 
+import collections
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from typing import Any
 
 from keras import ops
@@ -33,7 +34,7 @@ def tracers_put_back(roots: Iterable[Any], report: Callable[[str, Any], None]) -
     reached = Reached(*roots)
     cells = [(cell, name, _content(cell)) for cell, name in reached.cells]
     names = [(space, name, space[name]) for space, name in reached.globals]
-    spaces = {id(obj): dict(vars(obj)) for obj in reached.objects + reached.others}
+    spaces = {id(obj): dict(vars(obj)) for obj in reached.objects + reached.others + reached.spaces}
     containers = {id(container): _copy(container) for container, _, _ in reached.containers}
     try:
         yield reached
@@ -50,8 +51,10 @@ def tracers_put_back(roots: Iterable[Any], report: Callable[[str, Any], None]) -
         for container, name, owner in after.containers:
             if _cleared(container, containers.get(id(container), ())) and name != _LOSSES:
                 report(name, owner)
-        for obj in {id(obj): obj for obj in after.objects + after.others + reached.objects + reached.others}.values():
-            for name in _cleared_names(vars(obj), spaces.get(id(obj), {})):
+        every = [obj for each in (after, reached) for obj in each.objects + each.others + each.spaces]
+        for obj in {id(obj): obj for obj in every}.values():
+            space = _Attributes(obj) if isinstance(obj, type) else vars(obj)
+            for name in _cleared_names(space, spaces.get(id(obj), {})):
                 report(name, obj)
 
 
@@ -84,7 +87,24 @@ def _cleared(container: Any, held: Any) -> bool:
     return bool(found)
 
 
-def _cleared_names(space: dict[Any, Any], held: dict[Any, Any]) -> list[Any]:
+class _Attributes(collections.UserDict[str, Any]):
+    """What stands in a class, which only the class itself can change."""
+
+    def __init__(self, cls: type) -> None:
+        super().__init__(vars(cls))
+        self._cls = cls
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if hasattr(self, "_cls"):
+            setattr(self._cls, name, value)
+        super().__setitem__(name, value)
+
+    def __delitem__(self, name: str) -> None:
+        delattr(self._cls, name)
+        super().__delitem__(name)
+
+
+def _cleared_names(space: MutableMapping[Any, Any], held: dict[Any, Any]) -> list[Any]:
     found = [name for name, value in space.items() if _has_tracer(value)]
     for name in found:
         before = held.get(name, _NOTHING)

@@ -6,13 +6,14 @@ A trace is of what Python held when it was made. What is noticed afterwards is a
   everything else by its identity;
 - in the `__dict__` of the Keras objects that it reaches numbers, text, None and tuples of them by their value, and other
   Keras objects, variables, functions and objects of the user's by their identity;
-- of other objects those attributes whose names the reached code mentions;
+- of other objects, of modules and of classes of the user's those attributes whose names the reached code mentions: see `spaces`;
 - which Keras objects, variables and functions stand in lists and dicts;
+- numbers, text, None and tuples of them in the small dicts and lists that globals and closure cells name;
 - `trainable` of the variables that it touches, `keras.config.floatx()` and the global dtype policy.
 
-What stands in a list or a dict is followed; that there is more of something else is not noticed. A number that the trace
-itself changes, such as a count of the calls, is left out: it would never be the same twice. So is an object that it
-exchanges itself. What else it changes is a condition of the program: see `flags`.
+What stands in a list or a dict is followed; that there is more of something else is not noticed, so that a log may grow. A
+number that the trace itself changes, such as a count of the calls, is left out: it would never be the same twice. So is an
+object that it exchanges itself. What else it changes is a condition of the program: see `flags`.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from __future__ import annotations
 import functools
 import operator
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
 
 from kustom.backends import keras as private
+from kustom.training.spaces import attributes_in, bases_of, imported_in, is_space, leads_out, stored_in
 
 __all__ = ["NOTHING", "Guards", "Reached", "is_keras", "values_of"]
 
@@ -85,16 +87,46 @@ class Reached:
         self.names: set[str] = set()
         # The code of the user's functions.
         self.codes: list[types.CodeType] = []
+        # The user's modules and classes, and which of their attributes the code mentions.
+        self.spaces: list[Any] = []
+        self.mentioned: list[tuple[Any, str]] = []
         self._seen: set[int] = set()
+        self._mentions: set[tuple[int, str]] = set()
         todo: list[tuple[Any, str, Any]] = [(root, "", None) for root in roots]
         while todo:
             value, name, owner = todo.pop()
-            if id(value) not in self._seen and not isinstance(value, (*_PLAIN, types.ModuleType)):
+            if id(value) not in self._seen and not isinstance(value, _PLAIN):
                 self._seen.add(id(value))
                 # Not by +=, which asks a tuple of TensorFlow's first.
                 todo.extend(self._inside(value, name, owner))
+            if not todo:
+                # Which names are mentioned is known when all code has been seen; what they lead to may have more.
+                todo = self._of_spaces()
+
+    def _of_spaces(self) -> list[tuple[Any, str, Any]]:
+        attributes = frozenset[str]().union(*map(attributes_in, self.codes))
+        inside = []
+        for space in self.spaces:
+            held = vars(space)
+            for name in sorted(attributes & held.keys()):
+                if (id(space), name) not in self._mentions:
+                    self._mentions.add((id(space), name))
+                    self.mentioned.append((space, name))
+                    if leads_out(space, held[name]):
+                        # As if it were a global: it has no owner from whose class something follows.
+                        inside += [(value, name, None) for value in [*_functions_in(held[name])] or [held[name]]]
+        return inside
 
     def _inside(self, value: Any, name: str, owner: Any) -> Iterable[tuple[Any, str, Any]]:
+        if isinstance(value, type | types.ModuleType):
+            if not is_space(value):
+                return ()
+            self.spaces.append(value)
+            if isinstance(value, types.ModuleType):
+                return ()
+            # What makes an instance, and what Python calls by itself, nobody mentions.
+            implied = [f for name, held in vars(value).items() if name.startswith("__") for f in _functions_in(held)]
+            return _unnamed([*bases_of(value)[1:], *implied])
         if isinstance(value, types.FunctionType):
             return self._of_function(value)
         if isinstance(value, types.MethodType):
@@ -109,15 +141,14 @@ class Reached:
             self.objects.append(value)
             code = () if private.is_of_library(value) else _code(value)
             attributes = vars(value).items()
-            return [*_unnamed(code), *((v, n, value) for n, v in attributes if n not in _UNFOLLOWED and _leads_on(v))]
+            leading = ((v, n, value) for n, v in attributes if n not in _UNFOLLOWED and _leads_on(v))
+            return [*_unnamed([*code, *bases_of(type(value))]), *leading]
         if not _is_users(value):
             # What is our own says by itself what of the user's it stands for; a compiled function does.
-            if isinstance(value, type):
-                return ()
             wrapped = [w] if (w := getattr(value, "__dict__", {}).get("__wrapped__")) is not None else []
             return _unnamed([*getattr(value, "_kustom_reaches", ()), *wrapped])
         self.others.append(value)
-        return [*((v, n, value) for n, v in vars(value).items()), *_unnamed(_code(value))]
+        return [*((v, n, value) for n, v in vars(value).items()), *_unnamed([*_code(value), *bases_of(type(value))])]
 
     def _of_function(self, f: types.FunctionType) -> Iterable[tuple[Any, str, Any]]:
         inside = _unnamed([*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()])
@@ -133,6 +164,7 @@ class Reached:
         self.names |= names
         if is_users:
             self.codes.append(f.__code__)
+            inside += _unnamed(imported_in(f.__code__))
         if private.is_library(f.__module__):
             return inside
         for name in names & f.__globals__.keys():
@@ -170,13 +202,13 @@ def _wraps(value: Any) -> bool:
 
 def _leads_on(value: Any) -> bool:
     plain = (*_CONTAINERS, types.FunctionType, types.MethodType, functools.partial)
-    return isinstance(value, plain) or is_keras(value) or _is_users(value)
+    return isinstance(value, plain) or is_keras(value) or _is_users(value) or is_space(value)
 
 
 def _is_users(value: Any) -> bool:
     if isinstance(value, types.SimpleNamespace):
         return True
-    return hasattr(value, "__dict__") and not isinstance(value, type) and not private.is_of_library(value)
+    return hasattr(value, "__dict__") and not isinstance(value, type | types.ModuleType) and not private.is_of_library(value)
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
@@ -202,6 +234,8 @@ class Guards:
         before: What they reached before the trace: from `values_of`.
         variables: Those that it touches.
         flags: What the trace has set that is a condition of the program, by its place: from `Flags.settle`.
+        entries: Whether entries of dicts and lists are compared. A step that runs as plain Python reads those of now, and may
+            set them at each call.
     """
 
     def __init__(
@@ -210,6 +244,8 @@ class Guards:
         before: dict[int, dict[str, Any]],
         variables: Iterable[keras.Variable],
         flags: dict[tuple[int, Any], tuple[Any, ...]] | None = None,
+        *,
+        entries: bool = True,
     ) -> None:
         self.reached = reached = Reached(*roots)
         flags = flags or {}
@@ -225,7 +261,7 @@ class Guards:
         self._gets: list[Any] = []
         self._kept: list[Any] = []
         # Names that may not get into a space, since they would hide what the class has.
-        self._shadowed: list[tuple[frozenset[str], dict[str, Any]]] = []
+        self._shadowed: list[tuple[frozenset[str], Mapping[str, Any]]] = []
         for obj in reached.objects + reached.others:
             space, was = vars(obj), before.get(id(obj))
             set_here = {key[1]: value[0] for key, value in flags.items() if key[0] == id(space)}
@@ -243,6 +279,26 @@ class Guards:
             absent = (_of_class(obj) - space.keys()) | {name for name, value in set_here.items() if value is NOTHING}
             if absent:
                 self._shadowed.append((frozenset(absent), space))
+        of_classes, stored = [], stored_in(reached.codes)
+        for space, name in reached.mentioned:
+            held, key = vars(space), _key(space, name)
+            # Where a step runs as plain Python, a tensor that it puts there is another after each call.
+            is_put = name in stored and (held[name] is None or not _is_plain(held[name]))
+            if key not in flags and (is_put or not _stayed(name, held, before.get(id(space)))):
+                continue
+            # A class's `__dict__` is no dict.
+            (of_classes if isinstance(space, type) else named).append((held, name, flags.get(key, (held.get(name),))[0]))
+        self._shadowed += _hidden(reached)
+        self._lists: list[tuple[list[Any], list[Any]]] = []
+        for container in _settings(reached) if entries else ():
+            held, was = _by_place(container), before.get(id(container))
+            stayed = [place for place in held if _is_entry(held[place]) and _stayed(place, held, was)]
+            if isinstance(container, dict):
+                named += [(container, place, held[place]) for place in stayed]
+            elif len(stayed) == len(container):
+                self._lists.append((container, list(container)))
+        self._of_classes = [[space for space, _, _ in of_classes], [name for _, name, _ in of_classes]]
+        self._class_values = [value for _, _, value in of_classes]
         self._named = [value for _, _, value in named]
         self._names = [[space for space, _, _ in named], [name for _, name, _ in named]]
         self._variables = list(variables)
@@ -275,6 +331,11 @@ class Guards:
             return False
         if not _all_same(list(map(_of_space, *self._names)), self._named):
             return False
+        if self._class_values and not _all_same(list(map(_of_class_space, *self._of_classes)), self._class_values):
+            return False
+        for container, kept in self._lists:
+            if len(container) == len(kept) and not _all_same(container, kept):
+                return False
         for container, kept, whole in self._containers:
             if (list(map(id, _each(container))) if whole else _ids(container)) != kept:
                 return False
@@ -285,6 +346,7 @@ class Guards:
 _call: Any = operator.call
 _content: Any = operator.attrgetter("cell_contents")
 _of_space: Any = dict.get
+_of_class_space: Any = types.MappingProxyType.get
 
 
 def _is_of_user(owner: Any, name: str) -> bool:
@@ -326,7 +388,7 @@ def _counts(obj: Any, name: str, reached: Reached) -> bool:
     return name in _TELLING or name in _TELLING_OBJECTS or not private.is_internal(obj, name)
 
 
-def _stayed(name: str, space: dict[str, Any], was: dict[str, Any] | None) -> bool:
+def _stayed(name: Any, space: Mapping[Any, Any], was: dict[Any, Any] | None) -> bool:
     """Whether the trace has left an attribute alone, or has made it."""
     if was is None or name not in was:
         return True
@@ -342,7 +404,7 @@ def _is_watched_in(obj: Any, name: str, value: Any, reached: Reached) -> bool:
         # It may have been lent for a while, to callbacks.
         return False
     if not is_keras(obj) or not private.is_of_library(obj):
-        return _is_watched(value) or (_is_users(value) and not isinstance(value, _CONTAINERS))
+        return _is_watched(value) or (_is_users(value) and not isinstance(value, _CONTAINERS)) or is_space(value)
     if isinstance(value, keras.Variable):
         return isinstance(obj, keras.optimizers.Optimizer) and name == "_learning_rate"
     return _is_watched(value) and not isinstance(value, _ONCE)
@@ -358,6 +420,43 @@ def _of_class(obj: Any) -> frozenset[str]:
     return frozenset(name for cls in classes for name, value in vars(cls).items() if _is_plain(value) and not name.startswith("__"))
 
 
+# How many entries a dict or list of settings has at most: each is compared at each call.
+_MOST = 64
+
+
+def _settings(reached: Reached) -> list[Any]:
+    """The dicts and lists that globals and closure cells name, and those in them, in which numbers or text may stand."""
+    named = [each for each, name, owner in reached.containers if name and owner is None]
+    return [each for each in named if isinstance(each, dict | list) and 0 < len(each) <= _MOST]
+
+
+def _is_entry(value: Any) -> bool:
+    # Of a dict or list inside it counts which it is; its own entries are compared by themselves.
+    return _is_plain(value) or isinstance(value, dict | list)
+
+
+def _by_place(container: Any) -> dict[Any, Any]:
+    return dict(container) if isinstance(container, dict) else dict(enumerate(container))
+
+
+def _hidden(reached: Reached) -> Iterator[tuple[frozenset[str], Mapping[str, Any]]]:
+    """The mentioned plain attributes that a class has from another, which may not get into its own `__dict__`."""
+    plain: dict[int, set[str]] = {}
+    for space, name in reached.mentioned:
+        if _is_plain(vars(space).get(name)):
+            plain.setdefault(id(space), set()).add(name)
+    for cls in reached.spaces:
+        if isinstance(cls, type):
+            inherited = {name for base in cls.__mro__[1:] for name in plain.get(id(base), ())}
+            if absent := inherited - vars(cls).keys():
+                yield frozenset(absent), vars(cls)
+
+
+def _key(space: Any, name: str) -> tuple[int, str]:
+    """The place of an attribute of a module or class among flags: that of a module is a global as well."""
+    return (id(space) if isinstance(space, type) else id(vars(space))), name
+
+
 def _all_same(values: list[Any], kept: list[Any]) -> bool:
     return all(map(operator.is_, values, kept)) or all(v is k or _same(v, k) for v, k in zip(values, kept, strict=True))
 
@@ -371,5 +470,6 @@ def _config() -> tuple[Any, ...]:
 
 
 def values_of(reached: Reached) -> dict[int, dict[str, Any]]:
-    """What stands in the `__dict__` of everything that is reached, by the object's id."""
-    return {id(obj): dict(vars(obj)) for obj in reached.objects + reached.others}
+    """What stands in the `__dict__` of everything that is reached, and in dicts and lists of settings, by the object's id."""
+    spaces = {id(obj): dict(vars(obj)) for obj in reached.objects + reached.others + reached.spaces}
+    return spaces | {id(each): _by_place(each) for each in _settings(reached)}

@@ -26,7 +26,7 @@ from jax.extend import core as extend
 
 from kustom.backends import keras as private
 from kustom.backends.lifting.branches.jax import carried, decided
-from kustom.backends.lifting.state import Scope, made_each_time, refusing, whole
+from kustom.backends.lifting.state import Scope, bits_of, made_each_time, refusing, whole
 
 __all__ = ["COMPILERS", "LIGHT", "LOOPS_HEAVY", "LOOP_IS_A_CHOICE", "TRACES_CHEAPLY", "Program", "decided", "number"]
 
@@ -47,12 +47,15 @@ _UNKNOWN = (
     jax.errors.TracerIntegerConversionError,
     jax.errors.NonConcreteBooleanIndexError,
 )
+_SHAPE, _WAY_OUT = "Shapes must be 1D sequences of concrete values", "static_argnums"
 # How often a function may find new variables: the first look builds what the next one reads.
 _LOOKS = 4
 
 
 def number(value: float | complex) -> Any:
     """A Python number as an argument that is no constant of the trace: JAX keeps it weak, as it is beside a tensor."""
+    if isinstance(value, int):
+        bits_of(value, 64 if jax.config.read("jax_enable_x64") else 32)
     return value
 
 
@@ -226,7 +229,9 @@ class Program:
 
 
 def _asks_a_value(error: BaseException) -> bool:
-    return isinstance(error, _UNKNOWN)
+    # Of a shape JAX says so by a TypeError, and names the way out only where a tracer stands in it.
+    said = str(error) if isinstance(error, TypeError) else ""
+    return isinstance(error, _UNKNOWN) or (said.startswith(_SHAPE) and _WAY_OUT in said)
 
 
 @contextlib.contextmanager

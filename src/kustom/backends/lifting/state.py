@@ -13,9 +13,9 @@ from typing import Any
 import keras
 
 from kustom.backends import keras as private
-from kustom.errors import BranchError, KustomError
+from kustom.errors import BranchError, FunctionError, KustomError
 
-__all__ = ["BranchOnValue", "Scope", "made_each_time", "refusing", "whole"]
+__all__ = ["BranchOnValue", "Scope", "bits_of", "made_each_time", "refusing", "whole"]
 
 
 class Scope(keras.StatelessScope):
@@ -77,6 +77,26 @@ class BranchOnValue(Exception):
         super().__init__(f"{line}: {reason}")
         self.line = line
         self.reason = reason
+
+
+def bits_of(value: int, most: int = 64) -> int:
+    """How many bits a whole number has without its sign.
+
+    Args:
+        value: The number, which is an argument of a program.
+        most: How many bits the widest integers have that there are.
+
+    Raises:
+        FunctionError: It does not fit.
+    """
+    bits = (value if value >= 0 else ~value).bit_length()
+    if bits >= most:
+        raise FunctionError(
+            f"a compiled function was given the number {value if bits < 256 else f'of {bits} bits'}, and the widest integers of "
+            f"{keras.backend.backend()} have {most} bits here. Name its argument in static_argnames, which makes it a part of the "
+            "program, or give it as a float."
+        )
+    return bits
 
 
 def made_each_time(variable: keras.Variable | None) -> BranchError:

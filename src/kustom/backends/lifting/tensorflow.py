@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from kustom.backends import keras as private
 from kustom.backends.lifting.branches.tensorflow import carried
-from kustom.backends.lifting.state import made_each_time, refusing, whole
+from kustom.backends.lifting.state import bits_of, made_each_time, refusing, whole
 
 __all__ = ["COMPILERS", "LIGHT", "LOOPS_HEAVY", "LOOP_IS_A_CHOICE", "TRACES_CHEAPLY", "Program", "decided", "number"]
 
@@ -33,7 +33,9 @@ LOOP_IS_A_CHOICE = True
 
 def number(value: float | complex) -> Any:
     """A Python number as an argument that is no constant of the trace."""
-    kind = "int32" if isinstance(value, int) else keras.config.floatx() if isinstance(value, float) else "complex64"
+    wide = isinstance(value, int) and bits_of(value) > 31
+    whole_kind = "int64" if wide else "int32"
+    kind = whole_kind if isinstance(value, int) else keras.config.floatx() if isinstance(value, float) else "complex64"
     return tf.constant(value, kind)  # pyright: ignore[reportArgumentType]  (it takes complex numbers, too)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import torch
 
+from kustom.backends.lifting.state import bits_of
 from kustom.backends.lifting.torch.program import Program
 
 __all__ = ["COMPILERS", "LIGHT", "LOOPS_HEAVY", "LOOP_IS_A_CHOICE", "TRACES_CHEAPLY", "Program", "decided", "number"]
@@ -29,6 +30,8 @@ LOOP_IS_A_CHOICE = False
 
 def number(value: float | complex) -> Any:
     """A Python number as an argument that is no constant of the trace: torch takes a tensor without axes for one."""
+    if isinstance(value, int):
+        bits_of(value)
     kinds: dict[type, Any] = {int: torch.int64, float: getattr(torch, keras.config.floatx())}
     return torch.tensor(value, dtype=kinds.get(type(value)))
 
