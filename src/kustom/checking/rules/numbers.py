@@ -16,7 +16,7 @@ from kustom.checking import calls, doubles, steadiness, varying
 from kustom.checking.finding import Measured, Undecided, shown
 from kustom.checking.inputs import draw
 from kustom.checking.rules import rule
-from kustom.checking.rules.gradients import extremes
+from kustom.checking.rules.gradients import ends, extremes
 from kustom.checking.subjects import Subject, array_text, policy
 
 FLOAT32_MAX = 3.0e38
@@ -78,6 +78,7 @@ def _points(subject: Subject) -> Iterator[tuple[str, tuple[Any, ...]]]:
     for name, args in extremes(subject):
         if not (name.endswith("= 0") and subject.kind == "loss" and scale_is_nothing(subject)):
             yield name, args
+    yield from ends(subject)
     if subject.kind in ("activation", "loss"):
         args = subject.inputs.arguments()
         for x in (1e4, -1e4):
