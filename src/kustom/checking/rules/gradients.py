@@ -173,9 +173,13 @@ def extremes(subject: Subject) -> Iterator[tuple[str, tuple[Any, ...]]]:
 def _contains(domain: Any, x: float) -> bool:
     if isinstance(domain, tuple | list):
         return domain[0] <= x <= domain[1]
-    return {"positive": x > 0, "unit": 0 <= x <= 1, "probabilities": 0 <= x <= 1, "ids": False, "signs": abs(x) == 1}.get(
-        domain, True
-    )
+    return {
+        "positive": x > 0,
+        "unit": 0 <= x <= 1,
+        "probabilities": 0 <= x <= 1,
+        "ids": False,
+        "signs": abs(x) == 1,
+    }.get(domain, True)
 
 
 def _of_a_loss(subject: Subject, args: tuple[Any, ...]) -> Iterator[tuple[str, tuple[Any, ...]]]:
