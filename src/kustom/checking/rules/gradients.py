@@ -18,7 +18,7 @@ from kustom.checking.finding import Measured, Undecided, shown
 from kustom.checking.inputs import ENDS, INTEGERS
 from kustom.checking.rules import DIFFERENTIABLE, rule
 from kustom.checking.rules.backends import failed, one_line
-from kustom.checking.subjects import Subject, array_text
+from kustom.checking.subjects import Subject, tensor_text
 from kustom.errors import GradientError, SubjectError
 from kustom.gradients.numerical import GradientReport, check_gradient
 from kustom.gradients.tape import GradientTape
@@ -96,7 +96,14 @@ def _wrong(subject: Subject, report: GradientReport, what: str = "gradient") -> 
         input=row.where,
         got=f"{shown(row.gradient)} (the backend's)",
         expected=f"{shown(row.difference)}, give or take {row.allowed:.1e} (differences in {report.precision})",
-        reproducer=subject.reproducer("import kustom; kustom.check_gradient(part, ...)  # with the inputs"),
+        reproducer=subject.reproducer(
+            "import kustom",
+            "print(kustom.check_gradient(lambda p: part(y_true, p), y_pred, on_fail=None))"
+            if subject.kind in ("loss", "metric")
+            else "print(kustom.check_gradient(part, *x, on_fail=None))"
+            if subject.kind in ("layer", "model") and len(subject.inputs.arguments()) > 1
+            else "print(kustom.check_gradient(part, x, on_fail=None))",
+        ),
     )
 
 
@@ -133,7 +140,7 @@ def gradient_is_finite(subject: Subject) -> Iterator[Measured | Undecided]:
                     expected="a finite number",
                     reproducer=subject.reproducer(
                         "import kustom",
-                        f"x = {array_text(np.asarray(x).astype('float32'))}",
+                        f"x = {tensor_text(np.asarray(x).astype('float32'))}",
                         f"print(kustom.grad(lambda x: keras.ops.sum(part({_spelled(args)})))(x))",
                     ),
                 )
@@ -142,7 +149,7 @@ def gradient_is_finite(subject: Subject) -> Iterator[Measured | Undecided]:
 
 def _spelled(args: tuple[Any, ...]) -> str:
     floats = [i for i, x in enumerate(args) if _is_float(x)]
-    return ", ".join("x" if not floats or i == floats[-1] else array_text(x) for i, x in enumerate(args))
+    return ", ".join("x" if not floats or i == floats[-1] else tensor_text(x) for i, x in enumerate(args))
 
 
 def _first(value: list[np.ndarray]) -> float:
@@ -289,8 +296,8 @@ def every_variable_learns(subject: Subject) -> Iterator[Measured | Undecided]:
             got="no gradient, or one that is always 0",
             expected=f"a gradient for each of {len(variables)} trainable variables",
             reproducer=subject.reproducer(
-                "import kustom; x = ...",
-                "with kustom.GradientTape() as tape: loss = keras.ops.sum(part(x, training=True) ** 2)",
+                "import kustom",
+                "with kustom.GradientTape(persistent=True) as tape: loss = keras.ops.sum(part(x, training=True) ** 2)",
                 "print([v.path for v in part.trainable_variables if tape.gradient(loss, v) is None])",
             ),
         )
