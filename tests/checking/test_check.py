@@ -140,3 +140,18 @@ def test_what_depends_on_a_check_that_failed_is_not_run():
     assert waiting["C103"] == ("B601", "C102", "C104")
     # And what does not depend on it has spoken.
     assert {finding.code for finding in report.findings} == {"B601", "C104", "U003"}
+
+
+def squared_logarithm_of_ratio(y_true, y_pred):
+    return ops.mean(ops.square(ops.log(y_true) - ops.log(y_pred)), axis=-1)
+
+
+def of_a_rate(y_true, y_pred):
+    return ops.mean(y_pred - y_true * ops.log(y_pred), axis=-1)
+
+
+@pytest.mark.parametrize("part", [squared_logarithm_of_ratio, of_a_rate])
+def test_predictions_of_exactly_0_are_tried_where_the_loss_is_of_probabilities(part):
+    codes = ["N301", "G202"]
+    assert kustom.check(part, only=codes, on_fail=None).ok
+    assert "N301" in [finding.code for finding in kustom.check(part, only=codes, on_fail=None, domain="probabilities").findings]

@@ -226,6 +226,23 @@ def test_findings_of_old_are_not_counted(capsys):
     assert "in the baseline, and found no more: old_parts.py log_softplus  N301" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("option", ["--output", "--write-baseline"])
+@pytest.mark.parametrize("place", ["nowhere/x.json", "."])
+def test_a_place_where_nothing_can_be_written_is_refused_before_anything_is_checked(capsys, option, place):
+    write("ran_parts.py", "open('ran', 'w')\n")
+    assert main(["check", "ran_parts.py", option, place]) == 2
+    assert capsys.readouterr().err.startswith(f"kustom: {option} {place}: ")
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("option", ["--output", "--write-baseline"])
+def test_a_file_that_cannot_be_written_is_said_in_a_line(capsys, option):
+    write("my_parts.py", PARTS)
+    name = "x" * 300
+    assert main(["check", "my_parts.py", "--select", "U", option, name]) == 2
+    assert "x cannot be written: File name too long." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", ["[]", '{"version": 2, "findings": []}', "nothing", '{"version": 1, "findings": [{}]}'])
 def test_what_is_no_baseline_is_refused(content):
     write("wrong.json", content)

@@ -165,6 +165,9 @@ def test_the_command_writes_a_file(tmp_path, monkeypatch, capsys):
         ["kustom.textbook:HuberLoss()", "--setting", "threshold"],
         ["kustom.textbook:HuberLoss()", "--setting", "threshold=a"],
         ["kustom.textbook:HuberLoss()", "--no-findings", "--output", "picture.of_no_kind"],
+        ["kustom.textbook:HuberLoss", "--setting", "nope=1,2"],
+        ["keras.losses:Huber()", "--setting", "nope=1,2"],
+        ["keras.activations:leaky_relu", "--setting", "nope=1,2"],
         ["keras.layers:Dense(3)"],
     ],
     ids=" ".join,
@@ -173,3 +176,16 @@ def test_the_command_refuses_what_it_does_not_understand(words, capsys, tmp_path
     monkeypatch.chdir(tmp_path)
     assert main(["plot", *words]) == 2
     assert "kustom" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("part", ["keras.losses:Huber", "keras.losses:huber"])
+def test_a_setting_that_there_is_not_is_refused_with_the_nearest(part, capsys):
+    assert main(["plot", part, "--setting", "dleta=1,2"]) == 2
+    assert "Did you mean 'delta'?" in capsys.readouterr().err
+
+
+def test_a_plain_function_is_drawn_with_each_value_of_its_parameter():
+    figure = kustom.plot(keras.activations.leaky_relu, settings={"negative_slope": [0.5, 0.0]}, findings=False)
+    half, none = (line for line in figure.axes[0].lines if len(line.get_xdata()) > 100)
+    assert (half.get_ydata()[0], none.get_ydata()[0]) == (half.get_xdata()[0] / 2, 0)
+    assert half.get_label() == "leaky_relu(negative_slope=0.5)"

@@ -541,3 +541,34 @@ def test_a_setting_of_a_loss_that_is_lost_shows_whatever_the_output_is(shape):
         kustom.save(model, io.BytesIO())
     model.compile("sgd", Squared())
     kustom.save(model, io.BytesIO())
+
+
+class BeginsAtOne(keras.layers.SimpleRNNCell):
+    def get_initial_state(self, batch_size=None):
+        return [ops.ones((batch_size, self.units), dtype=self.compute_dtype)]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        pytest.param(lambda: keras.layers.LSTM(2, stateful=True), id="LSTM"),
+        pytest.param(lambda: keras.layers.GRU(2, stateful=True), id="GRU"),
+        pytest.param(lambda: keras.layers.SimpleRNN(2, stateful=True), id="SimpleRNN"),
+        pytest.param(lambda: keras.layers.RNN([keras.layers.LSTMCell(3), keras.layers.GRUCell(2)], stateful=True), id="stacked"),
+        pytest.param(lambda: keras.layers.Bidirectional(keras.layers.LSTM(2, stateful=True)), id="Bidirectional"),
+        pytest.param(lambda: keras.layers.RNN(BeginsAtOne(2), stateful=True), id="another beginning"),
+    ],
+)
+def test_a_stateful_layer_starts_anew(tmp_path, layer):
+    model = keras.Sequential([keras.Input(batch_shape=(2, 3, 1)), layer()])
+    x = np.ones((2, 3, 1), "float32")
+    first = ops.convert_to_numpy(model(x))
+    second = ops.convert_to_numpy(model(x))
+    kustom.save(model, tmp_path / "m.keras")
+    trust = {"BeginsAtOne": BeginsAtOne}
+    again = ops.convert_to_numpy(kustom.load(tmp_path / "m.keras", trust=trust)(x))
+    np.testing.assert_allclose(again, first, rtol=1e-4, atol=1e-6)
+    # Nothing about the model that is saved changes: it goes on from where it was.
+    assert not np.allclose(second, first)
+    third = ops.convert_to_numpy(model(x))
+    assert not np.allclose(third, first)

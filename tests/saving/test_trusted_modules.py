@@ -7,6 +7,8 @@ import importlib
 import io
 import json
 import os
+import re
+import subprocess
 import sys
 import tempfile
 import types
@@ -249,3 +251,73 @@ def test_a_script_in_a_package_is_not_run(modules):
     with pytest.raises(errors.UntrustedError, match=r"trust=\{'Gate': Gate\}"):
         kustom.load(with_layer(node("first_parts.__main__", "Gate", {"name": "x"}, "Gate")), trust="first_parts")
     assert "first_parts.__main__" not in sys.modules
+
+
+SCRIPT_OF_ITS_OWN = """
+import sys
+import keras, kustom
+print("runs", __name__)
+
+class Own(keras.layers.Layer):
+    def call(self, x):
+        return x * 2
+
+def twice(x):
+    return x * 2
+
+if __name__ == "__main__":
+    model = keras.Sequential([keras.Input((2,)), Own(), keras.layers.Dense(1, activation=twice)])
+    kustom.save(model, sys.argv[1])
+    loaded = kustom.load(sys.argv[1], trust=__name__)
+    print(type(loaded.layers[0]) is Own, loaded.layers[1].activation is twice)
+    model.save(sys.argv[1])
+    print(type(kustom.load(sys.argv[1], trust=__name__, compile=False).layers[0]) is Own)
+    try:
+        kustom.load(sys.argv[1])
+    except kustom.errors.UntrustedError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["own_script.py", "own-script.py"])
+def test_a_script_finds_its_own_parts_by_its_name(tmp_path, name):
+    (tmp_path / name).write_text(SCRIPT_OF_ITS_OWN)
+    command = [sys.executable, "-W", "ignore", str(tmp_path / name), str(tmp_path / "model.keras")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    assert lines[:3] == ["runs __main__", "True True", "True"], done.stderr
+    assert "trust={'Own': Own, 'twice': twice}" in lines[-1]
+
+
+@pytest.mark.parametrize(("module", "found"), [("__main__", True), ("my_script", True), (None, True), ("other_script", False)])
+def test_trust_of_main_is_trust_of_the_script_that_runs(monkeypatch, module, found):
+    script: Any = types.ModuleType("__main__")
+    script.__file__ = "folder/my_script.py"
+    exec("import keras\nclass Own(keras.layers.Layer):\n    pass\nActivation = keras.layers.Activation", vars(script))
+    monkeypatch.setitem(sys.modules, "__main__", script)
+    file = with_layer(node(module, "Own", {"name": "own"}, "Own"))
+    if not found:
+        with pytest.raises(errors.UntrustedError, match=r"trust='other_script'.* trust=\{'Own': Own\}"):
+            kustom.load(file, trust="__main__")
+        return
+    wanted = "trust=__name__" if module == "my_script" else "Define what has no module"
+    with pytest.raises(errors.UntrustedError, match=rf"(?s){wanted}.* trust=\{{'Own': Own\}}"):
+        kustom.load(file)
+    assert type(kustom.load(file, trust="__main__").layers[0]) is script.Own
+    # What the script has imported is none of its own.
+    with pytest.raises(errors.UntrustedError, match="no class that is defined as such"):
+        kustom.load(with_layer(node(module, "Activation", {"activation": "relu"}, "Activation")), trust="__main__")
+
+
+@pytest.mark.parametrize("given", [None, 3, 0.5])
+def test_what_is_no_trust_is_said(given):
+    with pytest.raises(errors.UntrustedError, match=rf"trust= takes the name of a module.*, not {given!r}"):
+        kustom.load(with_layer(node("keras.layers", "Dropout", {"rate": 0.5}, None)), trust=given)
+
+
+@pytest.mark.parametrize("given", [None, 3, []])
+@pytest.mark.parametrize("read", [kustom.load, kustom.inspect])
+def test_what_is_no_file_is_said(read, given):
+    with pytest.raises(errors.FormatError, match=rf"from a path or from a binary file object, not from {re.escape(repr(given))}"):
+        read(given)

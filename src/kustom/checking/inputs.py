@@ -18,7 +18,7 @@ from keras import ops
 from kustom.checking import calls
 from kustom.errors import SubjectError, UsageError
 
-__all__ = ["DOMAINS", "Inputs", "draw"]
+__all__ = ["DOMAINS", "ENDS", "INTEGERS", "Inputs", "draw"]
 
 Shape = tuple[int, ...]
 
@@ -41,6 +41,10 @@ DOMAINS: dict[str, Callable[[np.random.Generator, Shape], np.ndarray]] = {
     "ids": lambda rng, shape: rng.integers(0, 2, shape),
 }
 INTEGERS = ("ids",)
+# The least and the largest number of a domain that has them: a softmax that is sure gives exactly 0 and 1.
+ENDS = {"unit": (0.0, 1.0), "probabilities": (0.0, 1.0)}
+# Domains of targets that are at those ends, or may be.
+_AT_ENDS = (*ENDS, "one_hot", "binary", *INTEGERS)
 
 Domain = Any  # a name in DOMAINS, or a pair of bounds
 
@@ -125,6 +129,38 @@ class Inputs:
     def pair_domain(self) -> tuple[Domain, Domain, bool]:
         """The domains of targets and predictions, and whether there is one target a sample."""
         return self.subject.once("pair", self._find_pair)
+
+    def has_ends(self) -> bool:
+        """Whether targets and predictions of a loss may be the least and the largest of their domain, exactly 0 and 1.
+
+        Where the domain was found by trying, numbers that add up to 1 may stand for any that are positive. They are
+        probabilities to it if targets of 0 and 1 are taken, and predictions above 1 are not, or are rewarded.
+        """
+        return self.subject.once("ends", self._find_ends)
+
+    def _find_ends(self) -> bool:
+        true, pred, _ = self.pair_domain()
+        if not isinstance(pred, str):
+            return true == pred
+        if pred not in ENDS or true not in _AT_ENDS:
+            return False
+        if self.domain is not None or true not in ENDS:
+            return True
+        of_one_hot, of_shares, of_positive = (
+            self._values((*domains, False)) for domains in (("one_hot", pred), (pred, pred), (pred, "positive"))
+        )
+        if of_one_hot is None or of_shares is None:
+            return False
+        return of_positive is None or (bool(np.any(of_positive < 0)) and bool(np.all(of_shares >= 0)))
+
+    def _values(self, domains: tuple[Domain, Domain, bool]) -> np.ndarray | None:
+        """What a loss gives for each sample of these domains; None where it refuses them, or is not finite."""
+        try:
+            value = calls.value_of(self.subject, *self._pair(domains, 32, self.subject.rng("ends")))
+        except Exception:
+            # Whatever a part raises for inputs that may not be its own.
+            return None
+        return np.asarray(value) if np.all(np.isfinite(value)) else None
 
     def sample(self) -> tuple[tuple[Shape, str], ...]:
         """For each argument of a layer's call the shape of a sample and its domain."""

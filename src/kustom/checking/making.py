@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 
 from kustom.errors import SubjectError
 
@@ -117,15 +118,20 @@ class Making:
         """As Python text: the import, and what makes the part."""
         named = self.part if self._is_named else type(self.part)
         module, name = getattr(named, "__module__", "__main__"), getattr(named, "__qualname__", type(self.part).__name__)
+        if "<" in name:
+            # Inside of a function, where nothing can be imported from.
+            name, module = named.__name__, None
         root = name.split(".")[0]
-        head = (
-            f"from {module} import {root}" if module and module != "__main__" and "<" not in name else f"# {name} as defined above"
-        )
+        head = f"from {module} import {root}" if module and module != "__main__" else f"# {name} as defined above"
         if named is self.part and not self.is_class:
             return head, name
         held = self.settings if self.is_class else settings_in(self.part)
-        spelled = ", ".join(f"{k}={v!r}" for k, v in held.items() if isinstance(v, int | float | str | bool | tuple | list))
-        return head, f"{name}({spelled})"
+        spelled = {k: repr(v) for k, v in held.items() if _is_plain(v) and v is not None}
+        spelled |= {k: f"np.array({v.tolist()}, {str(v.dtype)!r})" for k, v in held.items() if isinstance(v, np.ndarray)}
+        needed = [k for k, p in parameters_of(named).items() if p.default is p.empty and k not in spelled]
+        if needed:
+            return head, f"# part is the {name} that was checked; its {', '.join(needed)} cannot be written down"
+        return head, f"{name}({', '.join(f'{k}={text}' for k, text in spelled.items())})"
 
     def recipe(self) -> dict[str, Any]:
         """How another process finds the part, as plain JSON.

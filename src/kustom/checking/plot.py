@@ -8,6 +8,8 @@ into a figure of its own, with no window and nothing of its global state touched
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import io
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -21,11 +23,12 @@ from kustom.backends import current
 from kustom.backends import keras as private
 from kustom.checking.finding import Finding
 from kustom.checking.inputs import draw
+from kustom.checking.making import parameters_of
 from kustom.checking.optional import library
 from kustom.checking.rules import load
 from kustom.checking.runner import run
 from kustom.checking.subjects import Subject, subjects_of
-from kustom.errors import UsageError, hide_frames
+from kustom.errors import KustomError, UsageError, did_you_mean, hide_frames
 from kustom.gradients.differences import EPSILON, Function
 from kustom.gradients.tape import GradientTape
 
@@ -127,7 +130,35 @@ def _subjects(part: Any, settings: Mapping[str, Iterable[Any]] | None) -> list[S
     if len(settings) != 1 or len(found) != 1:
         raise UsageError("settings are the values of one setting of one part, such as {'threshold': [0.5, 1.0, 2.0]}.")
     ((name, values),) = settings.items()
-    return [Subject(found[0].make(**{name: value}), name=found[0].name) for value in values]
+    if found[0].is_function:
+        return [_with_setting(found[0], name, value) for value in values]
+    return [_made_with(found[0], name, value) for value in values]
+
+
+def _made_with(subject: Subject, name: str, value: Any) -> Subject:
+    try:
+        return Subject(subject.make(**{name: value}), name=subject.name)
+    except KustomError:
+        raise
+    except (TypeError, ValueError) as error:
+        # A constructor's, which is anybody's.
+        cls = subject.part if isinstance(subject.part, type) else type(subject.part)
+        hint = did_you_mean(name, set(parameters_of(cls)) - {name})
+        raise UsageError(f"{subject.name} cannot be made with {name}={value!r}: {error}.{hint}") from error
+
+
+def _with_setting(subject: Subject, name: str, value: Any) -> Subject:
+    """A plain function with a value for one of its parameters that have a default."""
+    parameters = inspect.signature(subject.part).parameters.values()
+    taken = [p.name for p in parameters if p.default is not p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if name not in taken:
+        raise UsageError(f"{subject.name} has no setting {name!r}; it has {', '.join(taken) or 'none'}.{did_you_mean(name, taken)}")
+
+    @functools.wraps(subject.part)
+    def bound(*args: Any) -> Any:
+        return subject.part(*args, **{name: value})
+
+    return Subject(bound, kind=subject.kind, name=f"{subject.name}({name}={value})")
 
 
 def _figure() -> Any:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 import types
 import zlib
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ import numpy as np
 from keras import ops
 
 from kustom.checking import making
-from kustom.checking.inputs import Inputs
+from kustom.checking.inputs import Inputs, draw
 from kustom.checking.rules import KINDS
 from kustom.errors import SubjectError, did_you_mean, refuse_tf_keras
 
@@ -131,18 +132,68 @@ class Subject:
             self.known[name] = find()
         return self.known[name]
 
-    def reproducer(self, *lines: str, inputs: Any = None) -> str:
-        """Lines that can be pasted: the imports, `part` made, and `lines`."""
+    def reproducer(self, *lines: str, inputs: Any = None, first: str = "") -> str:
+        """Lines that can be pasted: the imports, `part` made, and `lines`.
+
+        Args:
+            lines: What shows it. `CALL` in them stands for a call of the part, and `part(x` for the beginning of one; the names
+                x, w, y_true and y_pred stand for what the part is called with, where they are used and not given.
+            inputs: Other arrays, by their names.
+            first: A line that comes before the part is made.
+        """
         head, made = self.making.spelled()
-        given = [f"{name} = {array_text(x)}" for name, x in (inputs or {}).items()]
-        return "\n".join([f"import keras, numpy as np; {head}", f"part = {made}", *given, *lines])
+        given = dict(inputs or {})
+        text = "\n".join(lines)
+        if CALL in text or _FREE.search(text):
+            free = self._free_inputs(given)
+            call = {"loss": "part(y_true, y_pred)", "metric": "part.update_state(y_true, y_pred)", "initializer": "part((6, 4))"}
+            text = text.replace(CALL, call.get(self.kind, "part(x)"))
+            if isinstance(free.get("x"), tuple):
+                text = text.replace("part(x", "part(*x")
+            given |= {name: x for name, x in free.items() if re.search(rf"\b{name}\b", text)}
+        spelled = [f"{name} = {tensor_text(x)}" for name, x in given.items()]
+        made = made if made.startswith("#") else f"part = {made}"
+        return "\n".join(line for line in [f"import keras, numpy as np; {head}", first, made, *spelled, text] if line)
+
+    def _free_inputs(self, given: dict[str, Any]) -> dict[str, Any]:
+        try:
+            args = self.inputs.arguments()
+        except SubjectError:
+            # It runs on nothing, which is what the lines show.
+            x = draw("reals", self.rng("inputs"), (3, 4))
+            args = (x, x) if self.kind in ("loss", "metric") else (x,)
+        if self.kind in ("loss", "metric") and len(args) == 2:
+            found = dict(zip(("y_true", "y_pred"), args, strict=True))
+        elif self.kind == "initializer":
+            found = {}
+        else:
+            found = {"x": args[0] if len(args) == 1 else tuple(args), "w": args[0]}
+        return {name: x for name, x in found.items() if name not in given}
+
+
+# In the lines of a reproducer, a call of the part with what it is called with.
+CALL = "part(inputs)"
+_FREE = re.compile(r"\b(x|w|y_true|y_pred)\b")
+
+
+def tensor_text(x: Any) -> str:
+    """What a part is called with as Python text: tensors, in lists and tuples."""
+    if isinstance(x, list | tuple):
+        inside = ", ".join(map(tensor_text, x))
+        return f"[{inside}]" if isinstance(x, list) else f"({inside},)"
+    if isinstance(x, dict):
+        return "{" + ", ".join(f"{key!r}: {tensor_text(item)}" for key, item in x.items()) + "}"
+    return f"keras.ops.convert_to_tensor({array_text(x)})" if hasattr(x, "dtype") else repr(x)
 
 
 def array_text(x: Any) -> str:
     """An array as Python text, with the numbers where they are few."""
-    x = np.asarray(x)
+    x = np.asarray(ops.convert_to_numpy(x) if ops.is_tensor(x) else x)
     if x.size <= 12:
-        return f"np.array({np.round(x, 6).tolist() if x.dtype.kind == 'f' else x.tolist()}, {str(x.dtype)!r})"
+        short = np.vectorize(lambda number: float(f"{number:.7g}"), otypes=["float64"])
+        numbers = short(x).tolist() if x.dtype.kind == "f" and x.size else x.tolist()
+        text = re.sub(r"\b(nan|inf)\b", r"np.\1", repr(numbers))
+        return f"np.array({text}, {str(x.dtype)!r})"
     if x.dtype.kind == "f":
         return f"np.random.default_rng(0).normal(size={x.shape}).astype({str(x.dtype)!r})"
     return f"np.random.default_rng(0).integers(0, {int(x.max()) + 1}, {x.shape})"

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +58,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Check, print, and return 1 where something was found.
 
     Raises:
-        UsageError: A target, a code, a backend, a setting or a baseline is not what it must be.
+        UsageError: A target, a code, a backend, a setting or a baseline is not what it must be, or a file cannot be written.
     """
     settings = _settings(arguments)
+    for option in ("output", "write_baseline"):
+        _refuse_place(option, getattr(arguments, option))
     bar = _Bar(sys.stderr, enabled=not arguments.no_progress and sys.stderr.isatty())
     if settings.backend == "all":
         report, notes = _on_every_backend(arguments, settings, bar)
@@ -88,6 +91,25 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     if settings.timeout <= 0:
         raise UsageError(f"a cell's time is a positive number of seconds, not {settings.timeout:g}.")
     return settings
+
+
+def _refuse_place(option: str, path: str | None) -> None:
+    """Refuse, before anything is checked, to write where nothing can be written."""
+    if path is None:
+        return
+    folder = Path(path).parent
+    if not os.path.isdir(folder):
+        raise UsageError(f"--{option.replace('_', '-')} {path}: there is no folder {folder}.")
+    if os.path.isdir(path):
+        raise UsageError(f"--{option.replace('_', '-')} {path}: this is a folder; give the name of a file.")
+
+
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
 def _codes(text: str | None) -> tuple[str, ...] | None:
@@ -249,7 +271,8 @@ def _written(report: Report, notes: list[str], arguments: argparse.Namespace, se
     report, complaints = baseline.exempted(report)
     notes += complaints
     if arguments.write_baseline:
-        count = baseline.write_baseline(report, arguments.write_baseline)
+        with _writing(arguments.write_baseline):
+            count = baseline.write_baseline(report, arguments.write_baseline)
         print(f"{count} finding{'' if count == 1 else 's'} written to {arguments.write_baseline}", file=sys.stderr)
         return 0
     if settings.baseline:
@@ -258,7 +281,8 @@ def _written(report: Report, notes: list[str], arguments: argparse.Namespace, se
     form = arguments.format
     text = formats.table(report, details=arguments.details, notes=notes) if form == "table" else formats.FORMATS[form](report)
     if arguments.output:
-        Path(arguments.output).write_text(text, encoding="utf-8")
+        with _writing(arguments.output):
+            Path(arguments.output).write_text(text, encoding="utf-8")
     else:
         sys.stdout.write(text)
     return 0 if report.ok else 1

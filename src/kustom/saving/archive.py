@@ -273,6 +273,8 @@ class _Source:
 @contextlib.contextmanager
 def _opened(source: str | os.PathLike[str] | IO[bytes], limits: Limits) -> Iterator[_Source]:
     if not isinstance(source, str | bytes | os.PathLike):
+        if not (callable(getattr(source, "read", None)) and callable(getattr(source, "seekable", None))):
+            raise FormatError(f"a model is read from a path or from a binary file object, not from {source!r:.80}.")
         yield _of_object(source, limits)
         return
     name = os.fsdecode(source)

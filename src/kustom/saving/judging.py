@@ -38,7 +38,8 @@ class Custom:
 
     Args:
         registered_name: As in the config, such as `my_package.parts>Gate`.
-        module: Where it is to be imported from; None for what was defined in a script or notebook.
+        module: Where it is to be imported from; None for what was defined in a script or notebook, unless that is the one
+            that runs and it is trusted.
         name: The class's or function's own name.
         slot: What is expected in its place: `layer`, `loss`, ...
         place: Where it stands, such as `config.layers[3]`.
@@ -327,6 +328,7 @@ class Judge:
         package = registered_name.rpartition(">")[0]
         told = (module, self.homes.get(registered_name), package)
         origin = next((each for each in told if _is_module(each) and not _is_nowhere(each)), None)
+        origin = self.trust.script([origin] if origin else [each for each in told if each not in (None, "", "builtins")]) or origin
         source = "registered" if obj is not None else "trusted" if origin is not None and self.trust.covers(origin) else None
         if obj is not None:
             if not given:

@@ -56,8 +56,8 @@ def load(
 
     Args:
         path: A path, or a binary file object.
-        trust: Modules that may be imported for the file's parts, exactly or as packages, such as `"my_package"`; or a mapping
-            of registered names to the classes and functions themselves.
+        trust: Modules that may be imported for the file's parts, exactly or as packages, such as `"my_package"`, or
+            `__name__` for the program's own; or a mapping of registered names to the classes and functions themselves.
         verify: Whether the model computes its recorded output, and its losses and metrics their values, to be compared.
         compile: Whether it is compiled as it was.
         limits: How much the file may ask for, by the names of `kustom.saving.limits.Limits`, such as `max_bytes=10**9`.

@@ -3,7 +3,8 @@
 A setting that is lost seldom makes a file unreadable; it makes another model of it. So `load` computes again what stands
 here and holds it against it. Nothing changes while it is recorded: variables are read in a stateless scope, which keeps
 what is assigned to them, and losses and metrics are copies. It is computed twice, with other seeds and other draws;
-an output that differs then is random, and says so.
+an output that differs then is random, and says so. A recurrent layer that is stateful starts anew, as it does in a loaded
+model: Keras keeps its state in variables that are in no file.
 """
 
 from __future__ import annotations
@@ -184,11 +185,23 @@ def outputs(
         seeds: Added to the states of all seed generators.
     """
     mapping = [(state, keras.ops.add(state, seeds)) for state in private.seeds_of(model)] if seeds else []
+    mapping += _fresh_states(model)
     opened = scope() if scope is not None else keras.StatelessScope(mapping, collect_losses=True)
     with warnings.catch_warnings(), opened:
         warnings.simplefilter("ignore")
         given = private.forward(model, x, training=False)
         return [(place, keras.ops.convert_to_numpy(leaf)) for place, leaf in arrays.flatten(given)]
+
+
+def _fresh_states(model: Any) -> list[tuple[keras.Variable, Any]]:
+    """The states of the stateful recurrent layers of a model, each with what it is in a copy that was never called."""
+    found = []
+    for layer in private.layers_of(model):
+        if isinstance(layer, keras.layers.RNN) and layer.stateful and layer.states is not None:
+            states = keras.tree.flatten(layer.states)
+            # What `reset_state` gives, zeros, need not be what a cell begins with.
+            found += zip(states, keras.tree.flatten(layer.get_initial_state(states[0].shape[0])), strict=True)
+    return found
 
 
 def record_outputs(model: Any, entry: Any) -> list[dict[str, Any]]:

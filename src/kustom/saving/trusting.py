@@ -13,7 +13,7 @@ from typing import Any
 from kustom.errors import UntrustedError
 from kustom.saving import table
 
-__all__ = ["Trust", "bases", "fits", "script_of"]
+__all__ = ["Trust", "bases", "fits", "name_of_script", "script_of"]
 
 # A base class of Keras's, and the slot of what derives from it.
 _BASES = {
@@ -36,6 +36,9 @@ _BASES = {
 # What takes anything that can be called.
 _CALLABLE = {"activation", "initializer", "regularizer", "constraint", "loss", "metric", "schedule", "function"}
 
+# As what a script runs, and as what a process imports it that it has started.
+_RUNNING = ("__main__", "__mp_main__")
+
 
 class Trust:
     """What `trust=` says.
@@ -49,6 +52,11 @@ class Trust:
 
     def __init__(self, given: str | Iterable[str] | Mapping[str, Any]) -> None:
         self.objects: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {}
+        if not isinstance(given, str | Iterable):
+            raise UntrustedError(
+                f"trust= takes the name of a module, several, or registered names with their classes, not {given!r}; leave it "
+                "out to trust nobody."
+            )
         modules = () if isinstance(given, Mapping) else (given,) if isinstance(given, str) else tuple(given)
         for name in (*modules, *self.objects):
             if not isinstance(name, str) or not name:
@@ -58,18 +66,35 @@ class Trust:
                 raise UntrustedError(f'trust={name!r} is no module\'s name, such as "my_package" or "my_package.parts".')
         self.modules = modules
 
+    def script(self, told: Iterable[Any]) -> str | None:
+        """The module in which the script runs whose parts these are, where it is trusted under that name, by `__name__`.
+
+        Args:
+            told: What a file says of where a part is from: nothing, of what Keras took for a script's.
+        """
+        for running in _RUNNING:
+            if running in self.modules and {*_RUNNING, name_of_script(running)}.issuperset(told):
+                return running
+        return None
+
     def covers(self, module: str) -> bool:
         """Whether a module may be imported: it, or a package around it, is named."""
         return any(module == name or module.startswith(f"{name}.") for name in self.modules)
 
 
-def script_of(module: str) -> str | None:
-    """The package, or module, as which other programs import the script that runs as `module`; None where it is no script."""
-    main = sys.modules.get(module) if module in ("__main__", "__mp_main__") else None
+def name_of_script(module: str) -> str | None:
+    """The name by which other programs import the script that runs as `module`, and it saves; None where it is no script."""
+    main = sys.modules.get(module) if module in _RUNNING else None
     spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
     if spec is not None:
-        return spec.name.split(".")[0]
+        return spec.name.removesuffix(".__main__")
     return None if file is None else os.path.splitext(os.path.basename(file))[0]
+
+
+def script_of(module: str) -> str | None:
+    """The package, or module, as which other programs import the script that runs as `module`; None where it is no script."""
+    name = name_of_script(module)
+    return None if name is None else name.split(".")[0]
 
 
 def bases(obj: Any) -> list[dict[str, Any]]:

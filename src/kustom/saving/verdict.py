@@ -17,7 +17,7 @@ from kustom.saving import sizes
 from kustom.saving.archive import CONFIG, Archive
 from kustom.saving.judging import Custom, Judge, Key
 from kustom.saving.limits import DEFAULT, Limits
-from kustom.saving.trusting import Trust
+from kustom.saving.trusting import Trust, name_of_script
 
 __all__ = ["Custom", "Verdict", "judge"]
 
@@ -109,15 +109,19 @@ def _untrusted(wanted: list[Custom], file: str | None) -> UntrustedError:
     for custom in {(each.registered_name, each.module): each for each in wanted}.values():
         where = f"of {custom.module}" if custom.module else "of a script or notebook"
         lines.append(f"  {custom.registered_name} ({custom.slot}, {where}), at {custom.place}")
-    modules = sorted({custom.module.split(".")[0] for custom in wanted if custom.module})
-    bare = sorted({custom.registered_name for custom in wanted if not custom.module})
+    running = name_of_script("__main__")
+    modules = sorted({custom.module.split(".")[0] for custom in wanted if custom.module and custom.module != running})
+    own = any(custom.module == running for custom in wanted if custom.module)
+    by_hand = ", ".join(f"{name!r}: {name.rpartition('>')[2]}" for name in sorted({custom.registered_name for custom in wanted}))
     todo = []
-    if modules:
-        given = repr(modules[0]) if len(modules) == 1 else f"({', '.join(map(repr, modules))})"
+    if modules or own:
+        # The script that runs would run a second time if it were imported.
+        named = [*(["__name__"] if own else []), *map(repr, modules)]
+        given = named[0] if len(named) == 1 else f"({', '.join(named)})"
         todo.append(f"If you know that code, load it with kustom.load({file or 'path'!r}, trust={given}), or import it before")
-    if bare:
-        given = ", ".join(f"{name!r}: {name.rpartition('>')[2]}" for name in bare)
-        todo.append(f"Define what has no module to import from before loading, or give it: trust={{{given}}}")
+    bare = not all(custom.module for custom in wanted)
+    first = "Define what has no module to import from before loading, or give it" if bare else "Or give the parts themselves"
+    todo.append(f"{first}: trust={{{by_hand}}}")
     wants = tuple(dict.fromkeys(custom.registered_name for custom in wanted))
     return UntrustedError(
         f"it wants {len(wants)} part{'s' if len(wants) > 1 else ''} that nobody vouches for:\n"

@@ -57,6 +57,22 @@ class DividesByNormWithFloor(keras.constraints.Constraint):
         return w / (1e-7 + ops.sqrt(ops.sum(ops.square(w), axis=0, keepdims=True)))
 
 
+def entropy_of_zero(y_true, y_pred):
+    return -ops.sum(y_true * ops.log(y_pred), axis=-1)
+
+
+def entropy_clipped(y_true, y_pred):
+    return -ops.sum(y_true * ops.log(ops.clip(y_pred, 1e-7, 1.0)), axis=-1)
+
+
+def relative_entropy_of_zero(y_true, y_pred):
+    return ops.sum(y_true * (ops.log(y_true) - ops.log(y_pred)), axis=-1)
+
+
+def relative_entropy_clipped(y_true, y_pred):
+    return ops.sum(y_true * (ops.log(ops.clip(y_true, 1e-7, 1.0)) - ops.log(ops.clip(y_pred, 1e-7, 1.0))), axis=-1)
+
+
 def huber_of_the_notebook(y_true, y_pred):
     error = ops.abs(y_true - y_pred)
     return ops.mean(ops.where(error < 3.0, ops.square(error) / 2, 3.0 * error - 3.0 * 2 * 0.5), axis=-1)
@@ -172,6 +188,9 @@ PAIRS = [
     ("N301", SoftmaxThatOverflows, SoftmaxOfDifferences),
     ("N301", RelativeError, RelativeErrorWithFloor),
     ("N301", DividesByNorm, DividesByNormWithFloor),
+    ("N301", entropy_of_zero, entropy_clipped),
+    ("N301", entropy_of_zero, entropy_clipped, {"domain": (0.0, 1.0)}),
+    ("N301", relative_entropy_of_zero, relative_entropy_clipped, {"domain": "probabilities"}),
     ("N302", huber_of_the_notebook, huber_of_three),
     ("N302", huber_right_for_two, huber_right_for_all),
     ("N302", elu_with_a_step, elu_without_a_step),

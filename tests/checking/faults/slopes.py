@@ -78,6 +78,14 @@ def logarithm_chosen_early(x):
     return ops.where(x > 1e-6, ops.log(ops.where(x > 1e-6, x, ops.ones_like(x))), ops.zeros_like(x))
 
 
+def entropy_chosen_late(y_true, y_pred):
+    return -ops.sum(ops.where(y_true > 0, y_true * ops.log(y_pred), ops.zeros_like(y_pred)), axis=-1)
+
+
+def entropy_chosen_early(y_true, y_pred):
+    return -ops.sum(y_true * ops.log(ops.where(y_true > 0, y_pred, ops.ones_like(y_pred))), axis=-1)
+
+
 @register
 class UnitLength(keras.layers.Layer):
     def call(self, x):
@@ -194,6 +202,7 @@ PAIRS = [
     ("G202", distance_with_a_corner, distance_with_a_floor),
     ("G202", logarithm_chosen_late, logarithm_chosen_early),
     ("G202", UnitLength, UnitLengthOfSafeRoot),
+    ("G202", entropy_chosen_late, entropy_chosen_early),
     ("G203", StopsItsHidden, LearnsItsHidden),
     ("G203", NeverReadsItsBias, ReadsItsBias),
     ("G203", RoundsItsScale, RoundsItsScaleStraightThrough),

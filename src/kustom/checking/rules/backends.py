@@ -20,7 +20,7 @@ from kustom.checking import calls, doubles, steadiness
 from kustom.checking.finding import Measured, Undecided, shown
 from kustom.checking.processes import POOL, Answer
 from kustom.checking.rules import rule
-from kustom.checking.subjects import Subject
+from kustom.checking.subjects import CALL, Subject
 from kustom.errors import SubjectError
 
 _OF_THE_PART = (NameError, AttributeError, NotImplementedError, RecursionError, ImportError)
@@ -55,7 +55,7 @@ def runs_on_every_backend(subject: Subject, backend: str) -> Iterator[Measured |
         answer,
         f"it runs on {keras.backend.backend()} and fails on {backend}",
         expected="a result",
-        reproducer=f"# KERAS_BACKEND={backend} python\n" + subject.reproducer("part(...)"),
+        reproducer=f"# KERAS_BACKEND={backend} python\n" + subject.reproducer(CALL),
     )
 
 
@@ -116,7 +116,7 @@ def agrees_on_every_backend(subject: Subject, backend: str) -> Iterator[Measured
                 f"the output is {shown(float(other.flat[at]))} on {backend} and {shown(float(mine.flat[at]))} on {here}",
                 got=shown(float(other.flat[at])),
                 expected=f"{shown(float(mine.flat[at]))}, give or take {noise.flat[at]:.1e}",
-                reproducer=subject.reproducer("print(part(...))  # on each backend"),
+                reproducer=subject.reproducer(f"print({CALL})  # on each backend"),
             )
             return
 
@@ -245,8 +245,8 @@ def of_the_part(error: BaseException) -> bool:
     return isinstance(error, TypeError) and any(text in str(error) for text in _WRONG_CALLS)
 
 
-def failed(subject: Subject, error: BaseException, what: str, args: tuple[Any, ...] = ()) -> Measured:
-    """The finding that an exception is."""
+def failed(subject: Subject, error: BaseException, what: str, args: tuple[Any, ...] = (), shows: tuple[str, ...] = ()) -> Measured:
+    """The finding that an exception is; it `shows` where the part is not called with `args`."""
     place = line_of(error)
     return Measured(
         f"{what}: {one_line(error)}",
@@ -255,7 +255,7 @@ def failed(subject: Subject, error: BaseException, what: str, args: tuple[Any, .
         expected="a result",
         place=place,
         reproducer=subject.reproducer(
-            "part(...)" if not args else f"part({', '.join(f'x{i}' for i in range(len(args)))})",
+            *(shows or (CALL if not args else f"part({', '.join(f'x{i}' for i in range(len(args)))})",)),
             inputs={f"x{i}": x for i, x in enumerate(args) if hasattr(x, "dtype")},
         ),
     )

@@ -16,7 +16,7 @@ from kustom.checking.finding import Measured, Undecided, shown
 from kustom.checking.processes import POOL
 from kustom.checking.rules import rule
 from kustom.checking.rules.backends import failed, unanswered
-from kustom.checking.subjects import Subject
+from kustom.checking.subjects import CALL, Subject
 from kustom.errors import EagerWarning, SubjectError, TracerWarning
 from kustom.training.function import function
 
@@ -53,7 +53,7 @@ def compiled_is_eager(subject: Subject, variant: str) -> Iterator[Measured | Und
                 got = [np.asarray(y) for y in calls.flat(calls.arrays(compiled(*calls.tensors(args))))]
             except Exception as error:
                 # Whatever it raises while it is traced.
-                yield failed(subject, error, "it cannot be compiled")
+                yield failed(subject, error, "it cannot be compiled", shows=("import kustom", f"kustom.function(lambda: {CALL})()"))
                 return
         refused = [w for w in said if issubclass(w.category, EagerWarning | TracerWarning)]
         if refused:
@@ -71,7 +71,7 @@ def compiled_is_eager(subject: Subject, variant: str) -> Iterator[Measured | Und
 
 
 def _compile(subject: Subject) -> str:
-    return subject.reproducer("import kustom; print(kustom.function(lambda x: part(x))(x) - part(x))")
+    return subject.reproducer("import kustom", f"print(kustom.function(lambda: {CALL})(), {CALL})")
 
 
 @rule(

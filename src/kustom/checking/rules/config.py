@@ -16,7 +16,7 @@ from kustom.checking.finding import Measured, Undecided, shown
 from kustom.checking.making import parameters_of
 from kustom.checking.rules import rule
 from kustom.checking.rules.backends import failed, one_line
-from kustom.checking.subjects import Subject
+from kustom.checking.subjects import CALL, Subject
 from kustom.errors import SubjectError
 
 # Keras's own arguments, which its base classes save.
@@ -44,7 +44,7 @@ def config_holds_every_argument(subject: Subject) -> Iterator[Measured | Undecid
         config = part.get_config()
     except Exception as error:
         # Whatever a config raises.
-        yield failed(subject, error, "get_config fails")
+        yield failed(subject, error, "get_config fails", shows=("part.get_config()",))
         return
     for name, parameter in parameters_of(type(part)).items():
         if name in config or (name in _OF_KERAS and parameter.default is not parameter.empty):
@@ -101,7 +101,8 @@ def config_makes_the_same_part(subject: Subject) -> Iterator[Measured | Undecide
             made = type(part).from_config(config)
         except Exception as error:
             # Whatever a config raises.
-            yield failed(subject, error, "from_config(get_config()) fails" + (f" for another {name}" if name else ""))
+            what = "from_config(get_config()) fails" + (f" for another {name}" if name else "")
+            yield failed(subject, error, what, shows=("type(part).from_config(part.get_config())",))
             return
         try:
             found = _difference(subject, part, made)
@@ -112,7 +113,9 @@ def config_makes_the_same_part(subject: Subject) -> Iterator[Measured | Undecide
             # A varied setting may be illegal together with the inputs.
             if name:
                 continue
-            yield failed(subject, error, "the copy fails when called")
+            yield failed(
+                subject, error, "the copy fails when called", shows=("part = type(part).from_config(part.get_config())", CALL)
+            )
             return
         if found:
             where = f" with another {name}" if name else ""
@@ -120,7 +123,9 @@ def config_makes_the_same_part(subject: Subject) -> Iterator[Measured | Undecide
                 f"the copy{where} {found[0]}",
                 got=found[1],
                 expected=found[2],
-                reproducer=subject.reproducer("copy = type(part).from_config(part.get_config())", "# the two differ when called"),
+                reproducer=subject.reproducer(
+                    f"print({CALL})", "part = type(part).from_config(part.get_config())", f"print({CALL})"
+                ),
             )
             return
 
@@ -178,7 +183,7 @@ def registered(subject: Subject) -> Iterator[Measured | Undecided]:
         f"{named.__qualname__} is not registered",
         got=f"the name {keras.saving.get_registered_name(named)!r}, which Keras does not know",
         expected="a name with its package",
-        reproducer=subject.reproducer("print(keras.saving.get_registered_name(type(part)))"),
+        reproducer=subject.reproducer("print(keras.saving.get_registered_name(part if hasattr(part, '__name__') else type(part)))"),
     )
 
 
@@ -311,7 +316,12 @@ def config_is_plain(subject: Subject) -> Iterator[Measured | Undecided]:
         json.dumps(keras.saving.serialize_keras_object(part))
     except Exception as error:
         # Whatever it raises, it is what saving raises.
-        yield failed(subject, error, f"it cannot be written: {one_line(error)}")
+        yield failed(
+            subject,
+            error,
+            f"it cannot be written: {one_line(error)}",
+            shows=("import json; json.dumps(keras.saving.serialize_keras_object(part))",),
+        )
 
 
 def _kind(value: Any) -> str:

@@ -6,6 +6,7 @@ come together, kinks told apart. Here is what it is asked of: a function of the 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,9 +15,10 @@ from keras import ops
 
 from kustom.checking import calls, doubles, steadiness
 from kustom.checking.finding import Measured, Undecided, shown
+from kustom.checking.inputs import ENDS, INTEGERS
 from kustom.checking.rules import DIFFERENTIABLE, rule
 from kustom.checking.rules.backends import failed, one_line
-from kustom.checking.subjects import Subject, array_text
+from kustom.checking.subjects import Subject, tensor_text
 from kustom.errors import GradientError, SubjectError
 from kustom.gradients.numerical import GradientReport, check_gradient
 from kustom.gradients.tape import GradientTape
@@ -94,7 +96,14 @@ def _wrong(subject: Subject, report: GradientReport, what: str = "gradient") -> 
         input=row.where,
         got=f"{shown(row.gradient)} (the backend's)",
         expected=f"{shown(row.difference)}, give or take {row.allowed:.1e} (differences in {report.precision})",
-        reproducer=subject.reproducer("import kustom; kustom.check_gradient(part, ...)  # with the inputs"),
+        reproducer=subject.reproducer(
+            "import kustom",
+            "print(kustom.check_gradient(lambda p: part(y_true, p), y_pred, on_fail=None))"
+            if subject.kind in ("loss", "metric")
+            else "print(kustom.check_gradient(part, *x, on_fail=None))"
+            if subject.kind in ("layer", "model") and len(subject.inputs.arguments()) > 1
+            else "print(kustom.check_gradient(part, x, on_fail=None))",
+        ),
     )
 
 
@@ -117,7 +126,7 @@ def gradient_is_finite(subject: Subject) -> Iterator[Measured | Undecided]:
         yield Undecided("it is declared not to be differentiated")
         return
     instance = subject.instance()
-    for name, args in extremes(subject):
+    for name, args in itertools.chain(extremes(subject), ends(subject)):
         value, gradients = _value_and_gradients(subject, instance, args)
         if not all(np.all(np.isfinite(v)) for v in value):
             continue
@@ -131,7 +140,7 @@ def gradient_is_finite(subject: Subject) -> Iterator[Measured | Undecided]:
                     expected="a finite number",
                     reproducer=subject.reproducer(
                         "import kustom",
-                        f"x = {array_text(np.asarray(x).astype('float32'))}",
+                        f"x = {tensor_text(np.asarray(x).astype('float32'))}",
                         f"print(kustom.grad(lambda x: keras.ops.sum(part({_spelled(args)})))(x))",
                     ),
                 )
@@ -140,7 +149,7 @@ def gradient_is_finite(subject: Subject) -> Iterator[Measured | Undecided]:
 
 def _spelled(args: tuple[Any, ...]) -> str:
     floats = [i for i, x in enumerate(args) if _is_float(x)]
-    return ", ".join("x" if not floats or i == floats[-1] else array_text(x) for i, x in enumerate(args))
+    return ", ".join("x" if not floats or i == floats[-1] else tensor_text(x) for i, x in enumerate(args))
 
 
 def _first(value: list[np.ndarray]) -> float:
@@ -171,7 +180,13 @@ def extremes(subject: Subject) -> Iterator[tuple[str, tuple[Any, ...]]]:
 def _contains(domain: Any, x: float) -> bool:
     if isinstance(domain, tuple | list):
         return domain[0] <= x <= domain[1]
-    return {"positive": x > 0, "unit": 0 < x < 1, "probabilities": 0 < x < 1, "ids": False, "signs": abs(x) == 1}.get(domain, True)
+    return {
+        "positive": x > 0,
+        "unit": 0 <= x <= 1,
+        "probabilities": 0 <= x <= 1,
+        "ids": False,
+        "signs": abs(x) == 1,
+    }.get(domain, True)
 
 
 def _of_a_loss(subject: Subject, args: tuple[Any, ...]) -> Iterator[tuple[str, tuple[Any, ...]]]:
@@ -199,6 +214,21 @@ def _of_a_loss(subject: Subject, args: tuple[Any, ...]) -> Iterator[tuple[str, t
         sure = np.zeros_like(y_pred)
         sure[..., 0] = 1.0
         yield "at probabilities of exactly 0 and 1", (y_true, sure)
+
+
+def ends(subject: Subject) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Where the targets of a loss, or targets and predictions, are at the ends of their domain: one-hot, and right and sure."""
+    if subject.kind != "loss" or subject.inputs.user_given or not subject.inputs.has_ends():
+        return
+    y_true, y_pred = subject.inputs.arguments()
+    true_domain, pred_domain, _ = subject.inputs.pair_domain()
+    low, high = ENDS[pred_domain] if isinstance(pred_domain, str) else pred_domain
+    hot = np.arange(len(y_pred)) % y_pred.shape[-1]
+    sure = np.where(np.eye(y_pred.shape[-1])[hot] > 0, high, low).astype(y_pred.dtype)
+    one_hot = hot.astype(y_true.dtype) if true_domain in INTEGERS else sure.copy()
+    which = "one-hot" if (low, high) == (0, 1) else f"{low:g} and {high:g}"
+    yield f"where y_true is {which}", (one_hot, y_pred)
+    yield f"where y_true and y_pred are the same, {which}", (one_hot, sure)
 
 
 def _value_and_gradients(
@@ -266,8 +296,8 @@ def every_variable_learns(subject: Subject) -> Iterator[Measured | Undecided]:
             got="no gradient, or one that is always 0",
             expected=f"a gradient for each of {len(variables)} trainable variables",
             reproducer=subject.reproducer(
-                "import kustom; x = ...",
-                "with kustom.GradientTape() as tape: loss = keras.ops.sum(part(x, training=True) ** 2)",
+                "import kustom",
+                "with kustom.GradientTape(persistent=True) as tape: loss = keras.ops.sum(part(x, training=True) ** 2)",
                 "print([v.path for v in part.trainable_variables if tape.gradient(loss, v) is None])",
             ),
         )

@@ -103,7 +103,7 @@ def seeds_are_kept_and_draws_differ(subject: Subject) -> Iterator[Measured | Und
             "two weights that are given one instance have the same values",
             got="equal values",
             expected="others",
-            reproducer=subject.reproducer("print(np.array_equal(part((6, 4)), part((6, 4))))"),
+            reproducer=subject.reproducer("print(np.array_equal(*(keras.ops.convert_to_numpy(part((6, 4))) for _ in range(2))))"),
         )
 
 
@@ -132,7 +132,10 @@ def _by_seed(subject: Subject) -> Iterator[Measured]:
                 "two instances without a seed have the same values",
                 got="equal values",
                 expected="others",
-                reproducer=subject.reproducer("# make two, and compare what they draw"),
+                reproducer=subject.reproducer(
+                    "import copy; again = type(part).from_config(part.get_config()) if hasattr(part, 'get_config') else part",
+                    "print(np.array_equal(*(keras.ops.convert_to_numpy(each((6, 4))) for each in (part, again))))",
+                ),
             )
 
 
@@ -172,6 +175,6 @@ def twice_is_once(subject: Subject) -> Iterator[Measured | Undecided]:
                     input=f"weights of the size {scale:g}, shape {shape}",
                     got=shown(b),
                     expected=shown(a),
-                    reproducer=subject.reproducer("w1 = part(w); print(np.abs(part(w1) - w1).max())"),
+                    reproducer=subject.reproducer("w1 = part(w); print(keras.ops.max(keras.ops.abs(part(w1) - w1)))"),
                 )
                 return

@@ -94,6 +94,6 @@ def _masked(part: Any, x: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, Any
 
 def _reproducer(subject: Subject) -> str:
     return subject.reproducer(
-        "x = keras.layers.Masking()(np.pad(np.ones((2, 3, 4), 'float32'), ((0, 0), (0, 2), (0, 0))))",
-        "print(getattr(part(x), '_keras_mask', None))",
+        "masked = keras.layers.Masking()(np.pad(np.ones((2, 3, 4), 'float32'), ((0, 0), (0, 2), (0, 0))))",
+        "print(getattr(part(masked), '_keras_mask', None))",
     )

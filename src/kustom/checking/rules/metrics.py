@@ -13,7 +13,7 @@ from kustom.checking import calls, doubles
 from kustom.checking.finding import Measured, Undecided, shown
 from kustom.checking.rules import rule
 from kustom.checking.rules.backends import failed
-from kustom.checking.subjects import Subject
+from kustom.checking.subjects import CALL, Subject
 
 _METRIC = ("metric",)
 SAMPLES = 12
@@ -41,6 +41,14 @@ def _result(metric: Any) -> Any:
 
 def _alike(one: Any, other: Any) -> bool:
     return calls.same(one, other, units=512.0)
+
+
+_WEIGHED = "part.update_state(y_true, y_pred, sample_weight=keras.ops.arange(y_pred.shape[0]))"
+# Two metrics of a kind, each with half of the samples.
+_TWO = (
+    "one, other = (type(part).from_config(part.get_config()) for _ in range(2))",
+    "one.update_state(y_true[:1], y_pred[:1]); other.update_state(y_true[1:], y_pred[1:])",
+)
 
 
 def _unlike(expected: Any, got: Any, message: str, reproducer: str, given: str = "") -> Iterator[Measured]:
@@ -97,7 +105,11 @@ def splits_do_not_matter(subject: Subject, split: str) -> Iterator[Measured | Un
         expected,
         _result(parts),
         f"{SAMPLES} samples at once give {{expected}}, in batches of {split} {{got}}",
-        subject.reproducer("# part.update_state(y_true[:5], y_pred[:5]); part.update_state(y_true[5:], y_pred[5:])"),
+        subject.reproducer(
+            "part.update_state(y_true, y_pred); print(part.result())",
+            "part.reset_state(); part.update_state(y_true[:1], y_pred[:1])",
+            "part.update_state(y_true[1:], y_pred[1:]); print(part.result())",
+        ),
         given=split,
     )
 
@@ -135,7 +147,7 @@ def reset_makes_it_new(subject: Subject) -> Iterator[Measured | Undecided]:
             got = _result(used)
         except Exception as error:
             # Whatever a metric raises.
-            yield failed(subject, error, "after reset_state it fails")
+            yield failed(subject, error, "after reset_state it fails", shows=(CALL, "part.reset_state()", CALL, "part.result()"))
             return
         expected = _result(new)
         if not _alike(expected, got):
@@ -177,14 +189,14 @@ def weights_count(subject: Subject) -> Iterator[Measured | Undecided]:
         _updated(weighted, args, weight=weight)
     except Exception as error:
         # Whatever a metric raises.
-        yield failed(subject, error, "it fails when given sample_weight")
+        yield failed(subject, error, "it fails when given sample_weight", shows=(_WEIGHED,))
         return
     ignored = " as without any: they are ignored" if _alike(_result(plain), _result(weighted)) else ""
     yield from _unlike(
         _result(repeated),
         _result(weighted),
         f"with weights 0, 1 and 2 it gives {{got}}{ignored}; the samples so often give {{expected}}",
-        subject.reproducer("part.update_state(y_true, y_pred, sample_weight=w); print(part.result())"),
+        subject.reproducer(f"{_WEIGHED}; print(part.result())"),
     )
 
 
@@ -209,7 +221,7 @@ def result_is_defined_and_harmless(subject: Subject) -> Iterator[Measured | Unde
         empty = _result(metric)
     except Exception as error:
         # Whatever a metric raises.
-        yield failed(subject, error, "result fails before any update")
+        yield failed(subject, error, "result fails before any update", shows=("part.result()",))
         return
     values = [np.asarray(x) for x in calls.flat(empty)]
     if any(x.dtype.kind == "f" and not np.all(np.isfinite(x)) for x in values):
@@ -257,13 +269,15 @@ def merging_is_the_union(subject: Subject) -> Iterator[Measured | Undecided]:
         got = _result(one)
     except Exception as error:
         # Whatever a metric raises.
-        yield failed(subject, error, "merge_state fails")
+        yield failed(subject, error, "merge_state fails", shows=(*_TWO, "one.merge_state([other])"))
         return
     yield from _unlike(
         _result(whole),
         got,
         "two that are merged give {got}, one of all samples {expected}",
-        subject.reproducer("one.merge_state([other]); print(one.result())"),
+        subject.reproducer(
+            *_TWO, "one.merge_state([other]); part.update_state(y_true, y_pred); print(one.result(), part.result())"
+        ),
     )
 
 
@@ -321,7 +335,11 @@ def replicas_add_up(subject: Subject) -> Iterator[Measured | Undecided]:
         _result(whole),
         _result(one),
         "two replicas give {got} together, one alone {expected}",
-        subject.reproducer("# for v, w in zip(one.variables, other.variables): v.assign_add(w)"),
+        subject.reproducer(
+            *_TWO,
+            "for ours, theirs in zip(one.variables, other.variables): ours.assign_add(theirs)",
+            "part.update_state(y_true, y_pred); print(one.result(), part.result())",
+        ),
     )
 
 

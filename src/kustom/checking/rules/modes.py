@@ -46,7 +46,7 @@ def training_makes_its_difference(subject: Subject) -> Iterator[Measured | Undec
             first, second = (_called(part, args, False, seed) for seed in (1, 2))
         except Exception as error:
             # Whatever a part raises.
-            yield failed(subject, error, "it fails when called with training=False")
+            yield failed(subject, error, "it fails when called with training=False", shows=("part(x, training=False)",))
             return
         if not calls.equal(first, second) and not subject.tagged("nondeterministic"):
             _, a, b = calls.worst(first, second)
@@ -54,7 +54,7 @@ def training_makes_its_difference(subject: Subject) -> Iterator[Measured | Undec
                 f"in inference it gives {shown(a)} and then {shown(b)} for the same input",
                 got=shown(b),
                 expected=shown(a),
-                reproducer=subject.reproducer("print(part(x, training=False) - part(x, training=False))"),
+                reproducer=subject.reproducer("print(part(x, training=False), part(x, training=False))"),
             )
             return
     for training in (True, False):
@@ -65,7 +65,9 @@ def training_makes_its_difference(subject: Subject) -> Iterator[Measured | Undec
                 _called(part, args, training)
             except Exception as error:
                 # Whatever a part raises.
-                yield failed(subject, error, f"it fails when called with training={training}")
+                yield failed(
+                    subject, error, f"it fails when called with training={training}", shows=(f"part(x, training={training})",)
+                )
                 return
         for layer, was_told in noted:
             if layer.trainable and bool(was_told) is not training:
@@ -171,7 +173,9 @@ def randomness_is_seeded(subject: Subject) -> Iterator[Measured | Undecided]:
             "two runs from one keras.utils.set_random_seed differ",
             got="other numbers",
             expected="the same numbers",
-            reproducer="keras.utils.set_random_seed(7)\n" + subject.reproducer("print(part(x, training=True))  # twice"),
+            reproducer=subject.reproducer(
+                "print(part(x, training=True))  # twice in new processes", first="keras.utils.set_random_seed(7)"
+            ),
         )
 
 

@@ -16,8 +16,8 @@ from kustom.checking import calls, doubles, steadiness, varying
 from kustom.checking.finding import Measured, Undecided, shown
 from kustom.checking.inputs import draw
 from kustom.checking.rules import rule
-from kustom.checking.rules.gradients import extremes
-from kustom.checking.subjects import Subject, array_text, policy
+from kustom.checking.rules.gradients import ends, extremes
+from kustom.checking.subjects import Subject, policy, tensor_text
 
 FLOAT32_MAX = 3.0e38
 
@@ -58,7 +58,7 @@ def finite_at_extremes(subject: Subject) -> Iterator[Measured | Undecided]:
                     got=shown(float(y.flat[at])),
                     expected=shown(float(expected)) if np.isfinite(expected) else "a finite number",
                     reproducer=subject.reproducer(
-                        f"print(part({', '.join(array_text(x) for x in args if isinstance(x, np.ndarray))}))"
+                        f"print(part({', '.join(tensor_text(x) for x in args if isinstance(x, np.ndarray))}))"
                     ),
                 )
                 return
@@ -78,6 +78,7 @@ def _points(subject: Subject) -> Iterator[tuple[str, tuple[Any, ...]]]:
     for name, args in extremes(subject):
         if not (name.endswith("= 0") and subject.kind == "loss" and scale_is_nothing(subject)):
             yield name, args
+    yield from ends(subject)
     if subject.kind in ("activation", "loss"):
         args = subject.inputs.arguments()
         for x in (1e4, -1e4):
@@ -358,9 +359,17 @@ def low_precision_agrees(subject: Subject, dtype: str) -> Iterator[Measured | Un
                     f"in {dtype} it gives {shown(float(y.flat[at]))}, in float32 {shown(float(right.flat[at]))}{where}",
                     got=shown(float(y.flat[at])),
                     expected=f"{shown(float(right.flat[at]))}, give or take {noise.flat[at]:.1e}",
-                    reproducer=subject.reproducer(f"print(part(*(keras.ops.cast(x, {dtype!r}) for x in inputs)))"),
+                    reproducer=subject.reproducer(
+                        f"given = [keras.ops.cast(a, {dtype!r}) for a in ({', '.join(_names(given))},)]",
+                        "print(part(*given))",
+                        inputs=dict(zip(_names(given), given, strict=True)),
+                    ),
                 )
                 return
+
+
+def _names(args: tuple[Any, ...]) -> list[str]:
+    return [f"input{number}" for number in range(len(args))]
 
 
 def _held(x: Any, dtype: str) -> Any:

@@ -18,8 +18,13 @@ from kustom.checking.making import parameters_of
 from kustom.checking.processes import POOL
 from kustom.checking.rules import rule
 from kustom.checking.rules.backends import failed, one_line, unanswered
-from kustom.checking.subjects import Subject
+from kustom.checking.subjects import CALL, Subject
 from kustom.errors import SubjectError
+
+_BACK = (
+    "import json; config = json.loads(json.dumps(keras.saving.serialize_keras_object(part)))",
+    "print(keras.saving.deserialize_keras_object(config))",
+)
 
 
 @rule(
@@ -118,11 +123,29 @@ def _compared(subject: Subject, ours: dict[str, Any], theirs: dict[str, Any], wh
             return
 
 
+_PLACES_IN_DENSE = {
+    "activation": "activation",
+    "initializer": "kernel_initializer",
+    "regularizer": "kernel_regularizer",
+    "constraint": "kernel_constraint",
+}
+
+
 def _reproducer(subject: Subject) -> str:
+    dense = (
+        f"keras.layers.Dense(4, {_PLACES_IN_DENSE[subject.kind]}=part)"
+        if subject.kind in _PLACES_IN_DENSE
+        else "keras.layers.Dense(4)"
+    )
+    lines = [f"model = keras.Sequential([keras.Input((4,)), {dense}])"]
+    if subject.kind == "model":
+        lines = ["part(x)", "model = part"]
+    elif subject.kind == "layer":
+        lines = ["model = keras.Sequential([part])", "model(x)"]
+    elif subject.kind in ("loss", "metric"):
+        lines.append(f"model.compile('sgd', {'loss=part' if subject.kind == 'loss' else 'metrics=[part]'})")
     return subject.reproducer(
-        "model = keras.Sequential([part]) if isinstance(part, keras.layers.Layer) else ...  # a model with it, called once",
-        "model.save('model.keras')",
-        "# in a new process, with the module imported: keras.saving.load_model('model.keras')",
+        *lines, "model.save('model.keras')", "# in a new process, with the module imported: keras.saving.load_model('model.keras')"
     )
 
 
@@ -173,7 +196,7 @@ def settings_keep_their_types(subject: Subject) -> Iterator[Measured | Undecided
     except Exception as error:
         # Whatever a config raises.
         if _copies(part):
-            yield failed(subject, error, "it does not come back from plain JSON")
+            yield failed(subject, error, "it does not come back from plain JSON", shows=_BACK)
         else:
             yield Undecided("its config makes no copy of it: see C102")
         return
@@ -186,7 +209,7 @@ def settings_keep_their_types(subject: Subject) -> Iterator[Measured | Undecided
                     got=shown(after),
                     expected=shown(before),
                     reproducer=subject.reproducer(
-                        "import json; config = json.loads(json.dumps(keras.saving.serialize_keras_object(part)))",
+                        _BACK[0],
                         f"print(keras.saving.deserialize_keras_object(config).{name})",
                     ),
                 )
@@ -275,7 +298,7 @@ def sublayers_are_tracked(subject: Subject) -> Iterator[Measured | Undecided]:
                 f"the {type(layer).__name__} in its attribute {path} is not tracked: {len(layer.variables)} weights are missing",
                 got=f"{len(part.weights)} weights",
                 expected=f"{len(part.weights) + len(layer.weights)} weights",
-                reproducer=subject.reproducer("part(...)", "print(len(part.weights))"),
+                reproducer=subject.reproducer(CALL, "print(len(part.weights))"),
             )
             return
     try:

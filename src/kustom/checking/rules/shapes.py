@@ -18,7 +18,7 @@ from kustom.checking.finding import Measured, Undecided, shown
 from kustom.checking.processes import POOL
 from kustom.checking.rules import rule
 from kustom.checking.rules.backends import failed, one_line, unanswered
-from kustom.checking.subjects import Subject, policy
+from kustom.checking.subjects import CALL, Subject, policy
 from kustom.errors import SubjectError
 
 POLICIES = ("float32", "mixed_float16", "mixed_bfloat16", "float64")
@@ -86,7 +86,11 @@ def _works_elsewhere(subject: Subject, backend: str, args: Any) -> Iterator[Meas
         POOL.ask(backend, "symbolic", recipe, args=args),
         f"it fails on symbolic inputs on {backend}",
         expected="a symbolic tensor",
-        reproducer=f"# KERAS_BACKEND={backend} python\n" + subject.reproducer("part(keras.Input(...))"),
+        reproducer=f"# KERAS_BACKEND={backend} python\n"
+        + subject.reproducer(
+            "x = keras.tree.map_structure(lambda a: keras.Input(a.shape[1:], dtype=keras.backend.standardize_dtype(a.dtype)), x)",
+            "print(part(x))",
+        ),
     )
 
 
@@ -131,7 +135,8 @@ def output_shape_is_as_computed(subject: Subject) -> Iterator[Measured | Undecid
             return
         except Exception as error:
             # Whatever a part raises.
-            yield failed(subject, error, f"compute_output_shape({', '.join(map(str, shapes))}) fails")
+            call = f"compute_output_shape({', '.join(map(str, shapes))})"
+            yield failed(subject, error, f"{call} fails", shows=(f"part.{call}",))
             return
         flat = _shapes_in(said)
         if len(flat) != len(real) or not all(_fits(s, r) for s, r in zip(flat, real, strict=True)):
@@ -212,7 +217,9 @@ def output_has_the_compute_dtype(subject: Subject, name: str) -> Iterator[Measur
             f"under the policy {name} it returns {wrong[0]}",
             got=wrong[0],
             expected=expected,
-            reproducer=f"keras.config.set_dtype_policy({name!r})\n" + subject.reproducer("print(part(...).dtype)"),
+            reproducer=subject.reproducer(
+                f"print([each.dtype for each in keras.tree.flatten({CALL})])", first=f"keras.config.set_dtype_policy({name!r})"
+            ),
         )
 
 
@@ -241,7 +248,12 @@ def shape_and_dtype_are_kept(subject: Subject) -> Iterator[Measured | Undecided]
             except Exception as error:
                 # An initializer for matrices alone refuses other shapes; of a matrix in float32 B601 has spoken.
                 if shape == (6, 4) and not _no_kernel(error):
-                    yield failed(subject, error, f"it fails for the shape {shape} and the dtype {dtype}")
+                    yield failed(
+                        subject,
+                        error,
+                        f"it fails for the shape {shape} and the dtype {dtype}",
+                        shows=(f"part({shape}, {dtype!r})",),
+                    )
                     return
                 continue
             got = (tuple(made.shape), private.standardize_dtype(made.dtype))
@@ -286,7 +298,9 @@ def returns_a_finite_scalar(subject: Subject) -> Iterator[Measured | Undecided]:
             except Exception as error:
                 # One for matrices alone may refuse other shapes.
                 if shape == (4, 3):
-                    yield failed(subject, error, f"it fails for weights of the shape {shape}")
+                    yield failed(
+                        subject, error, f"it fails for weights of the shape {shape}", shows=(f"part(keras.ops.zeros({shape}))",)
+                    )
                     return
                 continue
             if got.shape != () or not np.isfinite(got):
@@ -328,7 +342,10 @@ def build_takes_what_a_file_holds(subject: Subject) -> Iterator[Measured | Undec
         fresh.build_from_config(json.loads(json.dumps(config)))
     except Exception as error:
         # Whatever a build raises.
-        yield failed(subject, error, f"build fails for {shown(json.loads(json.dumps(config)))}, as a file holds it")
+        held = json.loads(json.dumps(config))
+        yield failed(
+            subject, error, f"build fails for {shown(held)}, as a file holds it", shows=(f"part.build_from_config({held!r})",)
+        )
         return
     if not fresh.built:
         return

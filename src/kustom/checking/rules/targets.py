@@ -98,7 +98,9 @@ def _ignored(
             f"{what} has an effect: {shown(float(np.mean(changed)))} instead of {shown(float(np.mean(value)))}",
             got=shown(float(np.mean(changed))),
             expected=shown(float(np.mean(value))),
-            reproducer=subject.reproducer("print(part(y_true, y_pred, sample_weight=w))  # w = 0 for the row that changes"),
+            reproducer=subject.reproducer(
+                "print(part(y_true, y_pred, sample_weight=keras.ops.zeros(y_pred.shape[:1])))  # 0, whatever the rows are"
+            ),
         )
     elif slope is not None and other_slope is not None and not np.all(np.isfinite(other_slope)):
         yield Measured(f"{what} makes the gradient NaN", got="nan", expected="0")
@@ -189,7 +191,7 @@ def targets_are_aligned(subject: Subject) -> Iterator[Measured | Undecided]:
             f"integer targets give {shown(b)}, the same numbers as floats {shown(a)}",
             got=shown(b),
             expected=shown(a),
-            reproducer=subject.reproducer("print(part(y_true.astype('int32'), y_pred))"),
+            reproducer=subject.reproducer("print(part(keras.ops.cast(y_true, 'int32'), y_pred))"),
         )
 
 
