@@ -47,7 +47,10 @@ _UNKNOWN = (
     jax.errors.TracerIntegerConversionError,
     jax.errors.NonConcreteBooleanIndexError,
 )
-_SHAPE, _WAY_OUT = "Shapes must be 1D sequences of concrete values", "static_argnums"
+_SAID = (
+    ("Shapes must be 1D sequences of concrete values", "static_argnums"),
+    ("Slice entries must be static integers", "Tracer"),
+)
 # How often a function may find new variables: the first look builds what the next one reads.
 _LOOKS = 4
 
@@ -229,9 +232,9 @@ class Program:
 
 
 def _asks_a_value(error: BaseException) -> bool:
-    # Of a shape JAX says so by a TypeError, and names the way out only where a tracer stands in it.
-    said = str(error) if isinstance(error, TypeError) else ""
-    return isinstance(error, _UNKNOWN) or (said.startswith(_SHAPE) and _WAY_OUT in said)
+    # Of a shape and of a slice JAX says so by other errors, and only there that a tracer stands in it.
+    said = str(error) if isinstance(error, TypeError | IndexError) else ""
+    return isinstance(error, _UNKNOWN) or any(start in said and tracer in said for start, tracer in _SAID)
 
 
 @contextlib.contextmanager
