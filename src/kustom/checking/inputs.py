@@ -74,6 +74,8 @@ PAIRS: tuple[tuple[str, str, bool], ...] = (
     ("ids", "reals", True),
 )
 
+_SHARES = ("probabilities", "probabilities", False)
+
 # For a layer or model: the shape of one sample, and whether it is of integers.
 SAMPLES: tuple[tuple[Shape, str], ...] = (
     ((4,), "reals"),
@@ -183,7 +185,17 @@ class Inputs:
                 best, best_share = domains, share
         if best is None:
             raise SubjectError("no inputs were found on which it is finite; give inputs= or domain=")
-        return best
+        return _SHARES if best == PAIRS[0] and self._is_of_shares() else best
+
+    def _is_of_shares(self) -> bool:
+        """Whether a loss that takes all numbers is one of probabilities: only of these it is never negative.
+
+        A cross-entropy that divides by the sum of its predictions and bounds them takes any, and jumps where the sum is 0.
+        """
+        of_reals, of_shares = self._values(PAIRS[0]), self._values(_SHARES)
+        if of_reals is None or of_shares is None or self.subject.kind != "loss":
+            return False
+        return bool(np.any(of_reals < 0)) and bool(np.all(of_shares >= 0)) and self._share(_SHARES) > 0.9
 
     def _share(self, domains: tuple[Domain, Domain, bool]) -> float:
         """The share of entries of `y_pred` on which the value depends; -1 where the part refuses, or is not finite."""
