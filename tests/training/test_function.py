@@ -364,3 +364,22 @@ class TestCompilers:
             f = kustom.function(lambda x, layer=layer: layer(x))
             f(x)
             assert next(iter(f._entries.values()))[0].program.xla is False
+
+
+def test_one_hot_is_compiled_and_a_class_that_there_is_not_changes_nothing():
+    count = keras.Variable(0.0)
+
+    @kustom.function
+    def step(ids):
+        hot = ops.one_hot(ids, 4)
+        count.assign_add(ops.sum(hot))
+        return hot
+
+    ids = np.array([[1, 0], [3, -1]], "int32")
+    np.testing.assert_array_equal(ops.convert_to_numpy(step(ids)), ops.convert_to_numpy(ops.one_hot(ids, 4)))
+    assert float(ops.stop_gradient(count.value)) == 3
+    if keras.backend.backend() == "torch":
+        # The others give zeros for such a class.
+        with pytest.raises(RuntimeError):
+            step(np.array([[1, 0], [4, 0]], "int32"))
+        assert float(ops.stop_gradient(count.value)) == 3

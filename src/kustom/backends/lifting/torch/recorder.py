@@ -109,7 +109,17 @@ class _Functions(TorchFunctionMode):
             # torch reads the number: SGD and Adadelta give it their learning rate so.
             with self._run.reading(kwargs["alpha"]) as number:
                 return func(*args, **{**kwargs, "alpha": number})
+        elif func is torch.nn.functional.one_hot and _core.get_device() != "meta":
+            return _one_hot(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _one_hot(tensor: Any, num_classes: int = -1) -> Any:
+    """What torch's own gives, which asks for the largest value first: here one that is too large fails where it is put."""
+    if num_classes < 0:
+        return torch.nn.functional.one_hot(tensor)
+    zeros = torch.zeros((*tensor.shape, num_classes), dtype=torch.int64, device=tensor.device)
+    return zeros.scatter(-1, tensor.unsqueeze(-1), 1)
 
 
 class _Run(TorchDispatchMode):
