@@ -51,7 +51,7 @@ def model_with(subject: Any, part: Any, args: tuple[Any, ...]) -> keras.Model:
         for _ in range(2):
             model.train_on_batch(*_batch())
         return model
-    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, **{named[kind]: part})])
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, **{named[kind]: part})])
 
 
 def part_in(model: keras.Model, kind: str) -> Any:
