@@ -104,8 +104,8 @@ def own(array: Any) -> Any:
 
 def shared(array: Any) -> Any:
     """An array as a tensor that is only read: on a CPU the array's own memory, since data may be most of what there is."""
-    tensor = ops.convert_to_tensor(array[:0])
-    kept = torch.from_numpy(array[:0].copy()).dtype == tensor.dtype
-    if tensor.device.type != "cpu" or not kept or not (array.flags.writeable and array.flags.c_contiguous):
-        return ops.convert_to_tensor(array)
-    return torch.from_numpy(array)
+    if array.flags.writeable and array.flags.c_contiguous:
+        like, tensor = ops.convert_to_tensor(array[:0]), torch.from_numpy(array)
+        if like.device.type == "cpu" and like.dtype == tensor.dtype:
+            return tensor
+    return ops.convert_to_tensor(array)

@@ -43,10 +43,7 @@ class Cell:
     @functools.cached_property
     def tree(self) -> ast.Module | None:
         """What it says; None where it is no Python."""
-        try:
-            return ast.parse(self.text)
-        except SyntaxError:
-            return None
+        return _parsed(self.text)
 
     @property
     def is_python(self) -> bool:
@@ -108,7 +105,7 @@ def _source(cell: dict[str, Any]) -> str:
 def _python(source: str) -> str:
     """A cell's text with a line break at its end, and with magics and lines of the shell emptied."""
     source = source.rstrip("\n") + "\n"
-    if _compiles(source):
+    if _parsed(source) is not None:
         return source
     lines = source[:-1].split("\n")
     filled = next((line.strip() for line in lines if line.strip()), "")
@@ -123,9 +120,8 @@ def _python(source: str) -> str:
     return "\n".join(kept) + "\n"
 
 
-def _compiles(source: str) -> bool:
+def _parsed(source: str) -> ast.Module | None:
     try:
-        ast.parse(source)
+        return ast.parse(source)
     except SyntaxError:
-        return False
-    return True
+        return None

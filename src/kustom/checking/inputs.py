@@ -74,7 +74,7 @@ PAIRS: tuple[tuple[str, str, bool], ...] = (
     ("ids", "reals", True),
 )
 
-_SHARES = ("probabilities", "probabilities", False)
+_REALS, _SHARES = PAIRS[:2]
 
 # For a layer or model: the shape of one sample, and whether it is of integers.
 SAMPLES: tuple[tuple[Shape, str], ...] = (
@@ -153,7 +153,7 @@ class Inputs:
         )
         if of_one_hot is None or of_shares is None:
             return False
-        return of_positive is None or (bool(np.any(of_positive < 0)) and bool(np.all(of_shares >= 0)))
+        return of_positive is None or _is_negative_outside(of_positive, of_shares)
 
     def _values(self, domains: tuple[Domain, Domain, bool]) -> np.ndarray | None:
         """What a loss gives for each sample of these domains; None where it refuses them, or is not finite."""
@@ -185,17 +185,17 @@ class Inputs:
                 best, best_share = domains, share
         if best is None:
             raise SubjectError("no inputs were found on which it is finite; give inputs= or domain=")
-        return _SHARES if best == PAIRS[0] and self._is_of_shares() else best
+        return _SHARES if best == _REALS and self.subject.kind == "loss" and self._is_of_shares() else best
 
     def _is_of_shares(self) -> bool:
         """Whether a loss that takes all numbers is one of probabilities: only of these it is never negative.
 
         A cross-entropy that divides by the sum of its predictions and bounds them takes any, and jumps where the sum is 0.
         """
-        of_reals, of_shares = self._values(PAIRS[0]), self._values(_SHARES)
-        if of_reals is None or of_shares is None or self.subject.kind != "loss":
+        of_reals, of_shares = self._values(_REALS), self._values(_SHARES)
+        if of_reals is None or of_shares is None:
             return False
-        return bool(np.any(of_reals < 0)) and bool(np.all(of_shares >= 0)) and self._share(_SHARES) > 0.9
+        return _is_negative_outside(of_reals, of_shares) and self._share(_SHARES) > 0.9
 
     def _share(self, domains: tuple[Domain, Domain, bool]) -> float:
         """The share of entries of `y_pred` on which the value depends; -1 where the part refuses, or is not finite."""
@@ -310,6 +310,11 @@ def _positional(instance: Any) -> int:
 
 
 _CALL = ("training", "mask")
+
+
+def _is_negative_outside(outside: np.ndarray, inside: np.ndarray) -> bool:
+    """Whether a loss is negative on some numbers of a wider domain, and nowhere on its own."""
+    return bool(np.any(outside < 0)) and bool(np.all(inside >= 0))
 
 
 def _described(candidate: tuple[tuple[Any, str], ...]) -> str:
