@@ -103,6 +103,8 @@ def test_entries_of_a_dict_in_an_attribute(made):
     owner.options["deep"]["shift"] = 0.0
     assert number(f(ONES)) == 12
     assert f.traces == 3
+    owner.options = {"power": 3, "deep": {"shift": 0.0}}
+    assert number(f(ONES)) == 24
 
 
 def test_what_a_step_leaves_and_logs_that_grow_make_no_new_trace():
@@ -134,3 +136,31 @@ def test_a_large_array_is_known_by_which_it_is():
     assert number(f(x)) == 2000
     f(x)
     assert f.traces == 2
+
+
+def test_a_layer_that_is_adapted_again():
+    x = np.arange(8, dtype="float32").reshape(4, 2)
+    layer = keras.layers.Normalization()
+    layer.adapt(x)
+    f = kustom.function(lambda x: layer(x))
+    array = ops.convert_to_numpy(f(x))
+    layer.adapt(10 * x)
+    np.testing.assert_allclose(ops.convert_to_numpy(f(10 * x)), array, rtol=1e-5)
+    assert f.traces == 2
+
+
+@pytest.mark.parametrize("scales", [([2.0, 3.0], [2.0, 5.0]), (np.array([2.0, 3.0]), np.array([2.0, 5.0]))])
+def test_lists_and_arrays_in_a_layer_of_keras(scales):
+    layer = keras.layers.Rescaling(scales[0])
+    f = kustom.function(lambda x: layer(x))
+    assert ops.convert_to_numpy(f(ONES[:2])).tolist() == [2, 3]
+    layer.scale = scales[1]
+    assert ops.convert_to_numpy(f(ONES[:2])).tolist() == [2, 5]
+
+
+def test_arguments_of_a_lambda():
+    layer = keras.layers.Lambda(lambda x, factor: x * factor, arguments={"factor": 2.0})
+    f = kustom.function(lambda x: layer(x))
+    assert number(ops.sum(f(ONES))) == 6
+    layer.arguments["factor"] = 3.0
+    assert number(ops.sum(f(ONES))) == 9

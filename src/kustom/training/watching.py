@@ -8,7 +8,8 @@ A trace is of what Python held when it was made. What is noticed afterwards is a
   Keras objects, variables, functions and objects of the user's by their identity;
 - of other objects, of modules and of classes of the user's those attributes whose names the reached code mentions: see `spaces`;
 - which Keras objects, variables and functions stand in lists and dicts;
-- tensors and arrays in those attributes that the code mentions and does not set itself, by their identity;
+- tensors and arrays in those attributes that the code mentions and does not set itself, and in the public ones of Keras's own
+  objects, by their identity;
 - numbers, text, None, tuples of them, tensors and arrays in the small dicts and lists that globals, closure cells and such
   attributes name;
 - the numbers in small arrays of NumPy's, wherever they stand in the above;
@@ -86,6 +87,7 @@ class Guards:
         stored = stored_in(reached.codes)
         # What is mentioned, and set at most where an object is made.
         given = reached.names - stored_in(code for code in reached.codes if code.co_name not in _MAKING)
+        settings = {id(each) for each in _settings(reached)}
         for obj in reached.objects + reached.others:
             space, was = vars(obj), before.get(id(obj))
             set_here = {key[1]: value[0] for key, value in flags.items() if key[0] == id(space)}
@@ -101,8 +103,8 @@ class Guards:
                 watched = names if held is space else [name for name in held if _counts(obj, name, reached)]
                 named += [(held, name, held[name]) for name in watched if _is_watched_in(obj, name, held[name], reached)]
             if entries:
-                arrays = [n for n in names if n in given and _is_array(space[n]) and is_of_user(obj, n)]
-                named += [(space, name, space[name]) for name in arrays]
+                shown = [n for n in names if _is_setting(obj, n) or (n in given and is_of_user(obj, n))]
+                named += [(space, n, space[n]) for n in shown if _is_array(space[n]) or id(space[n]) in settings]
             absent = (_of_class(obj) - space.keys()) | {name for name, value in set_here.items() if value is NOTHING}
             if absent:
                 self._shadowed.append((frozenset(absent), space))
@@ -259,7 +261,12 @@ def _settings(reached: Reached) -> list[Any]:
 
 def _is_named(owner: Any, name: str, reached: Reached) -> bool:
     """Whether a cell or global has the name, or it is that of an attribute which the code mentions."""
-    return bool(name) and (owner is None or (name in reached.names and is_of_user(owner, name)))
+    return bool(name) and (owner is None or _is_setting(owner, name) or (name in reached.names and is_of_user(owner, name)))
+
+
+def _is_setting(owner: Any, name: str) -> bool:
+    """Whether an attribute is one of those that a layer of Keras's, or another part, shows: what `Normalization` was adapted to."""
+    return is_keras(owner) and private.is_of_library(owner) and not name.startswith("_")
 
 
 def _is_entry(value: Any) -> bool:
