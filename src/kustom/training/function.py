@@ -69,11 +69,12 @@ def function(
     number is no new trace; text, booleans, None and objects are part of it, and so is what `static_argnames` names. There
     is a program for each combination of shapes, dtypes and such parts, and a new one when Python state has changed that the
     function reads: numbers, text, None and tuples of them in its closure, in the globals that it names, in the `__dict__` of the
-    Keras objects that it reaches, and in the attributes of other objects, modules and classes that it mentions; `trainable`
-    of its variables; the object that a name stands for.
+    Keras objects that it reaches, in the attributes of other objects, modules and classes that it mentions, and in the small
+    dicts, lists and arrays of NumPy's that these hold; `trainable` of its variables; the object that a name stands for.
 
     Where the function needs a value to go on (`if loss > 1:`, `float(loss)`), it cannot be traced: it then runs without
-    being compiled, and a warning names the line. Inside a gradient tape of ours, and inside another compiled function, it
+    being compiled, and a warning names the line. So does one that draws from NumPy's or Python's generators, which would give
+    the same numbers each time. Inside a gradient tape of ours, and inside another compiled function, it
     runs as part of what is around it.
 
     Args:
