@@ -37,6 +37,10 @@ def test_the_registry():
     assert keras.saving.get_registered_name(Thing) == "private>Other"
     assert keras.saving.get_registered_object("private>Older") is Thing
     assert private.registered("private>nothing") is None
+    with keras.saving.custom_object_scope({"Thing": Thing}):
+        assert private.registry()["Thing"] is Thing
+        assert keras.saving.get_registered_object("Thing") is Thing
+    assert "Thing" not in private.registry()
 
 
 def test_everything_that_was_registered_under_a_name():
