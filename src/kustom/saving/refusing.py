@@ -33,6 +33,7 @@ __all__ = [
     "refuse_measures",
     "refuse_other_model",
     "refuse_other_parts",
+    "refuse_other_trainable",
     "refuse_untracked",
     "settings_of",
 ]
@@ -131,25 +132,34 @@ def _last_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[-400:]}"
 
 
-def refuse_other_parts(twin: Rebuilt, originals: dict[int, Any]) -> None:
+def refuse_other_parts(twin: Rebuilt, originals: dict[int, Any], configs: dict[int, dict[str, Any]]) -> None:
     """Refuse a part that comes back as one of another class, or with another setting.
+
+    Args:
+        twin: The rebuilt model.
+        originals: The objects that were serialized, by their ids.
+        configs: Their configs.
 
     Raises:
         UnsavableError: One does.
     """
     for number, original in originals.items():
         again = twin.objects.get(number)
-        if again is None or isinstance(original, types.FunctionType):
+        if isinstance(original, types.FunctionType):
+            again = private.registered(keras.saving.get_registered_name(original))
+        if again is None:
             continue
         cls, other = definition_of(original), definition_of(again)
         if other is not cls and not _is_stand_in(other, cls):
             raise UnsavableError(
                 f"{name_of(original)} is registered as {keras.saving.get_registered_name(cls)!r}, and under that name "
-                f"there is now {name_of(other)}, as which it would come back. Give one of them another name or package."
+                f"there is now {_another(other, cls)}, as which it would come back. Give one of them another name or package."
             )
         if original is cls or private.is_of_keras(cls):
             continue
-        for setting, before, after in settings_of(original, again):
+        config = configs[number]
+        lost = [*settings_of(original, again), *_hidden_settings_of(original, again, config), *_told_otherwise(again, config)]
+        for setting, before, after in lost:
             raise UnsavableError(
                 f"{name_of(original)}: its setting {setting!r} is {_shown(before)} and would come back as {_shown(after)}. "
                 "It was changed after the part was made, or get_config() does not tell it. Decorate the class with "
@@ -157,9 +167,13 @@ def refuse_other_parts(twin: Rebuilt, originals: dict[int, Any]) -> None:
             )
 
 
+def _another(other: Any, original: Any) -> str:
+    return f"another {name_of(other)}" if name_of(other) == name_of(original) else name_of(other)
+
+
 def _is_stand_in(again: type, original: type) -> bool:
     """Whether a class is a functional model's that Keras makes of the other on the way."""
-    return (
+    return isinstance(again, type) and (
         again.__qualname__ == original.__qualname__ and again.__module__ == original.__module__ and issubclass(again, keras.Model)
     )
 
@@ -179,6 +193,45 @@ def settings_of(original: Any, again: Any) -> Iterator[tuple[str, Any, Any]]:
             if not _alike(before, after):
                 yield name, before, after
             break
+
+
+def _hidden_settings_of(original: Any, again: Any, config: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """What a constructor made of an argument that neither the config nor an attribute of its name tells."""
+    told = config["config"] if isinstance(config["config"], dict) else {}
+    attributes = vars(original)
+    if all(name in told or name in attributes or f"_{name}" in attributes for name in _arguments(type(original))):
+        return
+    for name in sorted(_written_by_constructors(type(original)) & attributes.keys() & vars(again).keys()):
+        before, after = _held(original, name), _held(again, name)
+        # Functions that a constructor makes are others each time.
+        if not any(map(callable, keras.tree.flatten([before, after]))) and not _alike(before, after):
+            yield name, before, after
+
+
+def _told_otherwise(again: Any, config: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """What a part is told by its config and does not take up: it would say something else the next time."""
+    told, tells = config["config"], getattr(again, "get_config", None)
+    if not isinstance(told, dict) or tells is None or isinstance(again, keras.Model):
+        return
+    now = tells()
+    for name in sorted(told.keys() & now.keys() - {"name"}):
+        before, after = told[name], now[name]
+        if isinstance(before, _SCALARS) and isinstance(after, _SCALARS) and not _alike(before, after):
+            yield name, before, after
+
+
+_SCALARS = bool | int | float | str
+
+
+def _written_by_constructors(cls: type) -> set[str]:
+    """The attributes that somebody's own constructors name."""
+    found: set[str] = set()
+    for base in cls.__mro__:
+        if private.is_library(base.__module__):
+            break
+        code = getattr(inspect.unwrap(vars(base).get("__init__", object)), "__code__", None)
+        found.update(code.co_names if code is not None else ())
+    return found
 
 
 def _held(part: Any, attribute: str) -> Any:
@@ -265,7 +318,27 @@ def _is_inner(model: Any, layer: Any) -> bool:
     return any(private.functional_of(each) is layer for each in private.layers_of(model) if isinstance(each, keras.Model))
 
 
-def refuse_other_model(twin: Rebuilt, entries: dict[str, dict[str, Any]], assets: Any, entry: Any, recorded: Any) -> None:
+def refuse_other_trainable(model: Any, again: Any) -> None:
+    """Refuse a model of whose weights others are trained when it comes back.
+
+    Raises:
+        UnsavableError: A weight itself was frozen, or its layer thawed in part.
+    """
+    trained, others = ({id(weight) for weight in each.trainable_weights} for each in (model, again))
+    if len(model.weights) != len(again.weights):
+        return
+    for weight, other in zip(model.weights, again.weights, strict=True):
+        before, after = id(weight) in trained, id(other) in others
+        if before != after:
+            raise UnsavableError(
+                f"{weight.path}: it is {'trained' if before else 'frozen'} and would come back {'trained' if after else 'frozen'}; "
+                "no config tells it of a weight. Set `trainable` of the layer that has it, or in the layer's build()."
+            )
+
+
+def refuse_other_model(
+    twin: Rebuilt, entries: dict[str, dict[str, Any]], assets: Any, entry: Any, recorded: Any, losses: float | None
+) -> None:
     """Refuse a model whose weights do not all come back, or that computes something else with them.
 
     Args:
@@ -274,6 +347,7 @@ def refuse_other_model(twin: Rebuilt, entries: dict[str, dict[str, Any]], assets
         assets: The store of its assets, or None.
         entry: The recorded input, or None.
         recorded: The recorded output.
+        losses: The recorded sum of its losses.
 
     Raises:
         UnsavableError: It does not come back as it is.
@@ -285,11 +359,11 @@ def refuse_other_model(twin: Rebuilt, entries: dict[str, dict[str, Any]], assets
         if failed:
             part, error = failed[0]
             raise UnsavableError(f"{name_of(part)}: its weights would not come back: {_last_line(error)}")
-        unread = sorted(stored.keys() - store.asked)
-        if unread:
+        untaken = store.untaken()
+        if untaken:
             raise UnsavableError(
-                f"{unread[0]}: its weights would be saved and not come back, since a loaded model has no such part then. "
-                "Build in build() every sublayer, and make it in __init__."
+                f"{untaken[0]}: its weights would be saved and not come back, since a loaded model has no such part then, or one "
+                "that is only made by the first call. Build in build() every sublayer, and make it in __init__."
             )
         fresh = [variable for variable in twin.model.weights if not private.has_value(variable)]
         if fresh:
@@ -298,14 +372,14 @@ def refuse_other_model(twin: Rebuilt, entries: dict[str, dict[str, Any]], assets
             return
         x = recording.inputs_from(entry)
         try:
-            given = recording.outputs(twin.model, x, contextlib.nullcontext)
+            given, again = recording.outputs(twin.model, x, contextlib.nullcontext)
         except Exception as error:
             # The original takes this input; whatever a `call` of anybody's raises, it would raise after loading.
             raise UnsavableError(f"the model would load and then refuse its input: {_last_line(error)}") from error
         made_late = [variable for variable in twin.model.weights if not private.has_value(variable)]
     if made_late:
         raise UnsavableError(f"{made_late[0].path}: it is made by the first call, and would come back with a fresh value.")
-    how = recording.compare(recorded, given, recording.tolerance(twin.model, alike=True))
+    how = recording.compare(recorded, given, recording.tolerance(twin.model, alike=True), (losses, again))
     if how is not None:
         raise UnsavableError(
             f"the model would load, and give another output: {how}. A setting is lost, or a sublayer is made anew: "

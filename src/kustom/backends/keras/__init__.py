@@ -70,6 +70,7 @@ from kustom.backends.keras.trainer import (
     CompileLoss,
     CompileMetrics,
     Terms,
+    alone,
     as_loss,
     attributes_of,
     forward,
