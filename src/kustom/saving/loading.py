@@ -181,6 +181,8 @@ class _Loading:
 
     def _load(self, model: Any, store: Any, assets: Any, skip: Iterable[int]) -> set[int]:
         with warnings.catch_warnings():
+            # What has no value is refused below, wherever it stands.
+            warnings.filterwarnings("ignore", message="Skipping nested container")
             if _has_unbuilt_optimizer(store):
                 warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
             try:

@@ -126,6 +126,7 @@ __all__ = [
     "Terms",
     "Written",
     "add_state",
+    "alone",
     "are_functional",
     "are_placed",
     "as_loss",
