@@ -106,3 +106,56 @@ def test_a_value_that_was_asked_for_is_the_loss():
 def test_true_is_no_loss():
     with pytest.raises(errors.StepError, match="returned bool"):
         kustom.Loop(lambda x: True).fit(X, verbose=0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["seen", "loss"])
+@pytest.mark.parametrize("listed", [False, True])
+def test_the_result_of_a_metric_is_of_all_batches(way, name, listed):
+    metric = keras.metrics.Mean(name="seen")
+
+    def step(x):
+        metric.update_state(x)
+        return {name: metric.result()}
+
+    x = np.arange(8, dtype="float32")[:, None]
+    loop = kustom.Loop(step, metrics=[metric] if listed else None)
+    history = loop.fit(x, batch_size=2, shuffle=False, verbose=0, execution=way, epochs=2).history
+    assert history == {key: [3.5, 3.5] for key in (["seen", name] if listed else [name])}
+
+
+class SumAndMean(keras.metrics.Metric):
+    def __init__(self):
+        super().__init__(name="both")
+        self.total, self.count = (self.add_variable((), "zeros", name=name) for name in ("total", "count"))
+
+    def update_state(self, x, sample_weight=None):
+        self.total.assign_add(ops.sum(x))
+        self.count.assign_add(ops.cast(ops.size(x), "float32"))
+
+    def result(self):
+        return {"sum": self.total + 0.0, "mean": self.total / self.count}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_of_several_results_of_a_metric(way):
+    metric = SumAndMean()
+
+    def step(x):
+        metric.update_state(x)
+        return {"average": metric.result()["mean"], "size": ops.cast(ops.size(x), "float32")}
+
+    x = np.arange(8, dtype="float32")[:, None]
+    history = kustom.Loop(step).fit(x, batch_size=2, shuffle=False, verbose=0, execution=way).history
+    assert history == {"average": [3.5], "size": [2.0]}
+
+
+def test_a_result_by_itself_is_the_loss():
+    metric = keras.metrics.Mean()
+
+    def step(x):
+        metric.update_state(x)
+        return metric.result()
+
+    x = np.arange(8, dtype="float32")[:, None]
+    assert kustom.Loop(step).fit(x, batch_size=2, verbose=0).history == {"loss": [3.5]}

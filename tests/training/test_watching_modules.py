@@ -12,7 +12,8 @@ import pytest
 from keras import layers, ops
 
 import kustom
-from kustom.training.watching import Guards, Reached, values_of
+from kustom.training.reached import Reached
+from kustom.training.watching import Guards, values_of
 
 settings = types.ModuleType("settings_of_a_user")
 

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from kustom.backends import keras as private
+from kustom.training.reached import Reached, is_keras
 from kustom.training.spaces import stored_in
-from kustom.training.watching import NOTHING, Reached, is_keras
+from kustom.training.watching import NOTHING
 
 __all__ = ["Flags"]
 

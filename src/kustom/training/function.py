@@ -28,9 +28,11 @@ from kustom.errors import EagerWarning, FunctionError, RetraceWarning, TracerWar
 from kustom.gradients.applying import Passed, applying, unseen
 from kustom.gradients.tape import is_recorded
 from kustom.training.arguments import Arguments, Result, tensor_types
+from kustom.training.draws import Draws
 from kustom.training.flags import Flags
+from kustom.training.reached import Reached, is_keras
 from kustom.training.tracers import tracers_put_back
-from kustom.training.watching import Guards, Reached, is_keras, values_of
+from kustom.training.watching import Guards, values_of
 
 __all__ = ["Compiled", "function"]
 
@@ -258,12 +260,19 @@ class Compiled(Generic[P, R]):
         roots = (*self._about, *form.objects)
         widened = False
         with tracers_put_back(roots, lambda name, owner: gained.append((name, owner))) as reached:
-            before, flags = values_of(reached), Flags(reached)
+            before, flags, draws = values_of(reached), Flags(reached), Draws(reached)
+            looked_at = _looked_at_alike(flat, flags, draws)
             try:
-                program, widened = self._program(_looked_at_alike(flat, flags), call, flags)
+                program, widened = self._program(looked_at, call, flags)
+                if draws.drawn and draws.while_made:
+                    # Perhaps for what was made.
+                    program, widened = self._program(looked_at, call, flags)
+                if draws.drawn:
+                    raise _DrawnFrom(draws.drawn[0])
                 settled = flags.settle()
-            except BranchOnValue as refusal:
+            except (BranchOnValue, _DrawnFrom) as refusal:
                 flags.put_back()
+                draws.put_back()
                 if not self._quiet:
                     self._warn_of(refusal)
                 # It sets its flags itself.
@@ -281,7 +290,14 @@ class Compiled(Generic[P, R]):
         guards = Guards(roots, before, program.variables, settled, entries=not isinstance(program, Eager))
         return Entry(program, result, guards, widened, settled)
 
-    def _warn_of(self, refusal: BranchOnValue) -> None:
+    def _warn_of(self, refusal: BranchOnValue | _DrawnFrom) -> None:
+        if isinstance(refusal, _DrawnFrom):
+            warn(
+                f"{self._place()} runs without being compiled: it draws from {refusal}, and compiled it would have the same "
+                "numbers in each call. Draw by keras.random with a keras.random.SeedGenerator, or give the numbers as an argument.",
+                EagerWarning,
+            )
+            return
         warn(
             f"{self._place()} runs without being compiled: {refusal.line} needs a value ({refusal.reason}). Choose by ops.where "
             "or ops.cond, or name the argument in static_argnames; a number to print, return.",
@@ -317,13 +333,19 @@ def _kind_of_no_return(f: Callable[..., Any]) -> str:
     return "an async function" if inspect.iscoroutinefunction(call) else ""
 
 
-def _looked_at_alike(flat: Callable[[list[Any]], list[Any]], flags: Flags) -> Callable[[list[Any]], list[Any]]:
-    """`flat`, which finds its flags each time as they stood the first time."""
+class _DrawnFrom(Exception):
+    """A function draws from a generator that no program draws from."""
+
+
+def _looked_at_alike(flat: Callable[[list[Any]], list[Any]], flags: Flags, draws: Draws) -> Callable[[list[Any]], list[Any]]:
+    """`flat`, which finds its flags each time as they stood the first time, and whose draws are looked at."""
 
     def alike(leaves: list[Any]) -> list[Any]:
         flags.put_back()
+        draws.look()
         with private.makes() as made:
             outs = flat(leaves)
+        draws.looked(made=bool(made))
         if made:
             flags.say_what_is_made()
         return outs

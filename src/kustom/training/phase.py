@@ -15,6 +15,7 @@ from kustom.backends import keras as private
 from kustom.errors import MetricWarning, StepError, warn
 from kustom.training.execution import Pace, Place, Runner
 from kustom.training.function import Compiled, Entry
+from kustom.training.reached import Reached
 from kustom.training.source import Block, Source
 
 __all__ = ["Pass", "Phase", "is_updated", "is_within", "number"]
@@ -33,6 +34,9 @@ class Phase:
         self._returns: frozenset[str] = frozenset()
         self.metrics = dict(listed)
         self.returned: dict[str, keras.metrics.Metric] = {}
+        # Of a metric with several results the one that was returned, by the name under which it was.
+        self._parts: dict[str, Any] = {}
+        self._reached: set[type] | None = None
         # The results after the run of a moment ago.
         self.known: dict[str, Any] | None = None
         self.compiled: Compiled[..., Any] = Compiled(self._scalars, (), eager, compiler, about=(step,))
@@ -45,7 +49,7 @@ class Phase:
         self.epoch_end = None if end is None else Compiled(end, (), eager, compiler, quiet=True)
 
     def _scalars(self, *batch: Any) -> dict[str, Any]:
-        with private.results({type(metric) for metric in self.metrics.values()}) as noted:
+        with private.results(self._asked()) as noted:
             returned: Any = self._plain(*batch)
         self._returns = frozenset()
         if returned is None:
@@ -62,7 +66,11 @@ class Phase:
         for name, value in returned.items():
             listed = self._of_name(name)
             if isinstance(value, keras.metrics.Metric) and listed in (None, value):
-                self.returned[name] = value
+                self._is_returned(name, value)
+                continue
+            if id(value) in noted and listed is None:
+                # The metric's, of all batches, and no value of this one.
+                self._is_returned(name, *noted[id(value)][0])
                 continue
             if listed is not None:
                 if id(value) in noted and noted[id(value)][0][0] is listed:
@@ -82,6 +90,18 @@ class Phase:
                 )
             scalars[name] = ops.cast(ops.stop_gradient(value), "float32")
         return scalars
+
+    def _asked(self) -> set[type]:
+        """The classes of the metrics that the step may ask for their result."""
+        if self._reached is None:
+            self._reached = {type(metric) for metric in Reached(self._plain).all(keras.metrics.Metric)}
+        return self._reached | {type(metric) for metric in self.metrics.values()}
+
+    def _is_returned(self, name: str, metric: keras.metrics.Metric, part: Any = None) -> None:
+        """The step has returned a metric, or its result, which so has this name."""
+        self.returned[name], self._parts[name] = metric, part
+        for found in [n for n, m in self.metrics.items() if m is metric and n not in self._listed]:
+            del self.metrics[found]
 
     def _of_name(self, name: str) -> keras.metrics.Metric | None:
         """The listed metric that is reported under a name; one that was found under it gives way."""
@@ -144,6 +164,9 @@ class Phase:
         """What the metrics say."""
         found: dict[str, Any] = {}
         for name, value in (self._results() if self.all_metrics() else {}).items():
+            if (part := self._parts.get(name)) is not None:
+                found[name] = number(value[part])
+                continue
             # A metric may have a dict of results.
             found |= {k: number(v) for k, v in value.items()} if isinstance(value, Mapping) else {name: number(value)}
         return found

@@ -24,9 +24,9 @@ from kustom.training.hooks import Hooks
 from kustom.training.loop import Loop
 from kustom.training.phase import Phase, is_updated, is_within, number
 from kustom.training.progress import StatusLine
+from kustom.training.reached import Reached
 from kustom.training.source import unflatten
 from kustom.training.streams import batch_of
-from kustom.training.watching import Reached
 
 __all__ = ["Steps"]
 

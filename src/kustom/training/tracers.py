@@ -14,7 +14,7 @@ from typing import Any
 from keras import ops
 
 from kustom.backends import current
-from kustom.training.watching import Reached
+from kustom.training.reached import Reached, content_of
 
 __all__ = ["tracers_put_back"]
 
@@ -32,7 +32,7 @@ def tracers_put_back(roots: Iterable[Any], report: Callable[[str, Any], None]) -
         report: Is told a name and the object whose attribute it is, None for a variable of Python.
     """
     reached = Reached(*roots)
-    cells = [(cell, name, _content(cell)) for cell, name in reached.cells]
+    cells = [(cell, name, content_of(cell)) for cell, name in reached.cells]
     names = [(space, name, space[name]) for space, name in reached.globals]
     spaces = {id(obj): dict(vars(obj)) for obj in reached.objects + reached.others + reached.spaces}
     containers = {id(container): _copy(container) for container, _, _ in reached.containers}
@@ -41,7 +41,7 @@ def tracers_put_back(roots: Iterable[Any], report: Callable[[str, Any], None]) -
     finally:
         after = Reached(*roots)
         for cell, name, held in cells:
-            if _is_tracer(_content(cell)):
+            if _is_tracer(content_of(cell)):
                 cell.cell_contents = held
                 report(name, None)
         for space, name, held in names:
@@ -56,14 +56,6 @@ def tracers_put_back(roots: Iterable[Any], report: Callable[[str, Any], None]) -
             space = _Attributes(obj) if isinstance(obj, type) else vars(obj)
             for name in _cleared_names(space, spaces.get(id(obj), {})):
                 report(name, obj)
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        # The name is not bound yet.
-        return None
 
 
 def _copy(container: Any) -> Any:
