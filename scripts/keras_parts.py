@@ -110,7 +110,8 @@ OWN_FIELDS = {
     "LogitsDistillation": {"loss": "loss"},
     "OptimizerMap": {"optimizer_map": "optimizer"},
     "MultiOptimizer": {"optimizers": "optimizer"},
-    "Constant": {"value": "data"},
+    "Constant": {"value": "argument"},
+    "Rescaling": {"scale": "argument", "offset": "argument"},
     "Cast": {"dtype": "data"},
 }
 # Settings that say how much is made of something.

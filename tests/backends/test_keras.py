@@ -37,6 +37,10 @@ def test_the_registry():
     assert keras.saving.get_registered_name(Thing) == "private>Other"
     assert keras.saving.get_registered_object("private>Older") is Thing
     assert private.registered("private>nothing") is None
+    with keras.saving.custom_object_scope({"Thing": Thing}):
+        assert private.registry()["Thing"] is Thing
+        assert keras.saving.get_registered_object("Thing") is Thing
+    assert "Thing" not in private.registry()
 
 
 def test_everything_that_was_registered_under_a_name():
@@ -279,3 +283,27 @@ def test_an_optimizer_of_several():
         assert {id(each) for each in private.steppers_of(optimizer)} == {id(first), id(second)}
         assert [id(v) for v in private.trained_by(optimizer)] == [id(a), id(b)]
         assert [id(v) for v in private.unknown_to(optimizer, [b, c])] == [id(c)]
+
+
+def test_a_metric_that_is_called_alone_leaves_no_trace_on_the_other():
+    class Told(keras.metrics.Mean):
+        """Its config does not tell its setting, so that a copy has another."""
+
+        def __init__(self, times=1.0, **kwargs):
+            super().__init__(**kwargs)
+            self.times, self.seen, self.late = times, [], None
+
+        def update_state(self, values, sample_weight=None):
+            if self.late is None:
+                self.late = self.add_variable((), "zeros", name="late")
+            self.seen.append(1)
+            return super().update_state(self.times * values)
+
+    metric = Told(3.0)
+    metric.reset_state()
+    with keras.StatelessScope():
+        other = private.alone(metric)
+        other.update_state(np.float32([1.0, 3.0]))
+        assert float(keras.ops.convert_to_numpy(other.result())) == 6.0
+    assert len(metric.variables) == 2
+    assert (metric.seen, metric.late, float(metric.result())) == ([], None, 0.0)

@@ -25,6 +25,17 @@ import numpy as np
 MEMBERS = ("metadata.json", "config.json", "model.weights.h5")
 
 
+REGISTERED = "hostile>answering"
+# Settings of `compile` in which nothing but plain data stands.
+COMPILED = ("loss_weights", "run_eagerly", "steps_per_execution", "jit_compile", "auto_scale_loss")
+
+
+@keras.saving.register_keras_serializable("hostile")
+def answering(*given: Any) -> Any:
+    """What a program has registered, and no file has a use for in a place of plain data."""
+    raise AssertionError(f"a file had it called with {given}")
+
+
 class Workshop:
     """A folder with a good file, and what the bad ones would touch.
 
@@ -517,6 +528,36 @@ def node_with_a_function(shop: Workshop) -> Path:
     return shop.with_config(config)
 
 
+def _registered_text(key: str, value: Any) -> Callable[[Workshop], Path]:
+    def with_text(shop: Workshop) -> Path:
+        """Keras takes text for a name wherever it goes through plain data, and puts there what has that name."""
+        config = shop.config()
+        if key in ("args", "kwargs"):
+            layer = next(each for each in config["config"]["layers"] if each["name"] == "hidden")
+            call = layer["inbound_nodes"][0]
+            call[key] = [*call["args"], value] if key == "args" else {"training": value}
+        else:
+            config["compile_config"] = {"optimizer": "sgd", "loss": "mse", key: value}
+        return shop.with_config(config)
+
+    return with_text
+
+
+def registered_text_for_a_constant(shop: Workshop) -> Path:
+    return shop.with_setting("bias_initializer", part("keras.initializers", "Constant", {"value": REGISTERED}))
+
+
+def registered_text_for_a_scale(shop: Workshop) -> Path:
+    return shop.with_layer(part("keras.layers", "Rescaling", {"name": "hidden", "scale": REGISTERED, "offset": 0.0}))
+
+
+def registered_text_for_a_metric(shop: Workshop) -> Path:
+    config = shop.config()
+    metric = part("keras.metrics", "MeanMetricWrapper", {"fn": "mse", "name": REGISTERED})
+    config["compile_config"] = {"optimizer": "sgd", "loss": "mse", "metrics": [metric]}
+    return shop.with_config(config)
+
+
 def class_for_an_activation(shop: Workshop) -> Path:
     return shop.with_setting("activation", part("keras.utils", "PyDataset", {}))
 
@@ -602,6 +643,12 @@ ACCEPTED: dict[str, list[Callable[[Workshop], Path]]] = {
     "an order that takes minutes": [reverse_order],
     "any public symbol": [
         node_with_a_function, class_for_an_activation, class_for_an_initializer, model_for_a_loss, shared_with_another,
+    ],
+    "text that names what is registered": [
+        *(_registered_text(key, value) for key in ("args", "kwargs", *COMPILED) for value in (REGISTERED, {"a": [0, REGISTERED]})),
+        *(_registered_text(key, value) for key in ("loss", "optimizer", "metrics") for value in ("hostile>Nothing", ["os.mkdir"])),
+        _registered_text("optimizer", REGISTERED),
+        registered_text_for_a_constant, registered_text_for_a_scale, registered_text_for_a_metric,
     ],
     "depth and digits": [deep, many_digits],
 }  # fmt: skip

@@ -6,6 +6,8 @@ import logging
 import os
 import random
 import sys
+import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,12 @@ import hostile
 import keras
 import numpy as np
 import pytest
+from keras.src.saving import serialization_lib
 
 import kustom
 from kustom import errors
 from kustom.backends import keras as private
-from kustom.saving import archive
+from kustom.saving import archive, hdf5
 from kustom.saving.verdict import judge
 
 
@@ -47,6 +50,9 @@ def state(folder: Path) -> dict[str, Any]:
         "files": sorted(str(path.relative_to(folder)) for path in folder.rglob("*")),
         "probes": sorted(name for name in sys.modules if name.startswith(("keras_cv", "hostile_probe"))),
         "registered": sorted(private.registry()),
+        "safe mode": serialization_lib.in_safe_mode(),
+        "warnings": list(warnings.filters),
+        "threads": sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("kustom")),
     }
 
 
@@ -104,6 +110,23 @@ def test_a_safe_mode_that_is_off_changes_no_verdict(make, shop):
     finally:
         keras.src.backend.common.global_state.set_global_attribute("safe_mode_saving", None)
     assert not shop.marker.exists()
+
+
+@pytest.mark.parametrize("shape", [(2**11, 2**6), (2, 3), (3, 2, 1)])
+def test_a_weight_of_another_shape_is_refused_before_it_is_read(shop, monkeypatch, shape):
+    def change(file):
+        del file["layers/dense/vars/0"]
+        file.create_dataset("layers/dense/vars/0", data=np.ones(shape, "float32"))
+
+    read: list[str] = []
+    plain = hdf5.Dataset.read
+    monkeypatch.setattr(hdf5.Dataset, "read", lambda self: read.append(self.path) or plain(self))
+    kustom.load(shop.base)
+    assert "layers/dense/vars/0" in read
+    read.clear()
+    with pytest.raises(errors.WeightsError, match="has the shape"):
+        kustom.load(shop.with_weights(change))
+    assert "layers/dense/vars/0" not in read
 
 
 def test_trust_of_keras_and_of_everything_allows_none_of_it(shop):

@@ -514,14 +514,14 @@ def test_a_compiled_model_that_a_part_makes_itself(tmp_path):
 
 
 class Squared(keras.losses.Loss):
-    """A loss whose setting stands under another name than the argument's, and not in its config."""
+    """A loss whose setting stands in no attribute, and not in its config."""
 
     def __init__(self, power=2.0, name="squared"):
         super().__init__(name=name)
-        self._exponent = float(power)
+        self._raised = lambda error: error ** float(power)
 
     def call(self, y_true, y_pred):
-        return keras.ops.abs(y_true - y_pred) ** self._exponent
+        return self._raised(keras.ops.abs(y_true - y_pred))
 
     def get_config(self):
         return {"name": self.name}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 from typing import Any
 
 import keras
 import keras_parts
 import pytest
+from keras.src.saving import serialization_lib
 
 from kustom import errors
+from kustom.backends import keras as private
 from kustom.saving import table
 from kustom.saving.verdict import judge
 
@@ -55,6 +59,34 @@ def test_a_part_is_taken_in_its_own_place_and_refused_in_every_other(name):
             with pytest.raises(errors.UnsafeFileError, match=r", where .* was expected"):
                 verdict.hold()
     assert type(keras.saving.deserialize_keras_object(config)) is type(part)
+
+
+def test_text_that_keras_looks_up_in_a_setting_is_judged(monkeypatch):
+    # Wherever Keras asks its registry for text that stands in a setting of its own parts, the verdict has asked before.
+    asked: list[Any] = []
+    plain = serialization_lib.deserialize_keras_object
+
+    def deserialize_keras_object(config: Any, *args: Any, **options: Any) -> Any:
+        asked.append(config)
+        return plain(config, *args, **options)
+
+    monkeypatch.setattr(serialization_lib, "deserialize_keras_object", deserialize_keras_object)
+    registry = {**private.registry(), "slots>Asked": keras.layers.Identity}
+    monkeypatch.setattr(private.registration.object_registration, "GLOBAL_CUSTOM_OBJECTS", registry)
+    looked_up = set()
+    for name in CLASSES:
+        config = written(keras_parts.make(name, exported(name)))
+        for key in config["config"]:
+            asked.clear()
+            changed = {**config, "config": {**copy.deepcopy(config["config"]), key: "slots>Asked"}}
+            with contextlib.suppress(Exception):
+                keras.saving.deserialize_keras_object(copy.deepcopy(changed))
+            if "slots>Asked" in asked:
+                looked_up.add(key)
+                verdict = judge(changed, slot="any", registered=registry)
+                named = [custom for custom in verdict.customs if custom.slot in TABLE["texts"]]
+                assert verdict.anomalies or named, f"{name}: {key}"
+    assert looked_up >= {"scale", "value", "fn"}
 
 
 @pytest.mark.parametrize("name", sorted({n for n, e in TABLE["parts"].items() if e["kind"] == "function"}))

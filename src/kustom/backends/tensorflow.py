@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -115,3 +116,8 @@ def own(array: Any) -> Any:
 def shared(array: Any) -> Any:
     """An array as a tensor that is only read: a copy, here."""
     return ops.convert_to_tensor(array)
+
+
+def seen(value: Any) -> Any:
+    """A variable's value as an array that is only read: on a CPU the value's own memory, of which a copy takes long."""
+    return np.asarray(tf.convert_to_tensor(value))

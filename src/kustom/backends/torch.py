@@ -109,3 +109,8 @@ def shared(array: Any) -> Any:
         if like.device.type == "cpu" and like.dtype == tensor.dtype:
             return tensor
     return ops.convert_to_tensor(array)
+
+
+def seen(value: Any) -> Any:
+    """A variable's value as an array that is only read: on a CPU the value's own memory, of which a copy takes long."""
+    return value.detach().cpu().numpy()

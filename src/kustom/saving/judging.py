@@ -6,18 +6,15 @@ import collections
 import hashlib
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NoReturn, TypeGuard
 
 from kustom.errors import CorruptFileError, FileError, LimitError, UnsafeFileError, did_you_mean
 from kustom.saving import graph, marks, sizes, table
+from kustom.saving.customs import Custom, Key, key_of, key_of_text
 from kustom.saving.limits import Limits
 from kustom.saving.trusting import Trust, bases, fits, script_of
 
-__all__ = ["Custom", "Judge", "Key", "key_of"]
-
-# What tells the parts of a file apart; see `key_of`.
-Key = tuple[Any, Any, Any, Any]
+__all__ = ["Judge"]
 
 _KEYS = {"module", "class_name", "config", "registered_name", "shared_object_id"}
 _AROUND = {"build_config", "compile_config", "name", "inbound_nodes"}
@@ -30,47 +27,6 @@ _FUNCTIONAL = {"name", "layers", "input_layers", "output_layers"}
 _NUMBERS = {"schedule", "seed"}
 # No more reasons are kept, and of a place no more signs at either end: a file of a megabyte can have millions of faults.
 _ANOMALIES, _PLACE = 1000, 200
-
-
-@dataclass(frozen=True)
-class Custom:
-    """A part of a file that is not Keras's own.
-
-    Args:
-        registered_name: As in the config, such as `my_package.parts>Gate`.
-        module: Where it is to be imported from; None for what was defined in a script or notebook, unless that is the one
-            that runs and it is trusted.
-        name: The class's or function's own name.
-        slot: What is expected in its place: `layer`, `loss`, ...
-        place: Where it stands, such as `config.layers[3]`.
-        settings: Its config.
-        source: `"registered"`, `"trusted"` (by `trust=`; its module is to be imported) or None: nobody vouches for it.
-        key: By which it is found again when it is made; see `key_of`.
-    """
-
-    registered_name: str
-    module: str | None
-    name: str
-    slot: str
-    place: str
-    settings: Any
-    source: str | None
-    key: Key = (None, None, None, None)
-
-
-def key_of(node: Mapping[str, Any]) -> Key:
-    """All that says which class or function the config of a part stands for.
-
-    What was judged is found again by nothing less: two modules have classes of one bare name, and a function's name stands
-    in its config, whatever it says to be registered as.
-    """
-    name = node.get("class_name")
-    return node.get("module"), name, node.get("registered_name"), node.get("config") if name == "function" else None
-
-
-def _key_of_text(text: str) -> Key:
-    # So Keras writes out what it is given as text.
-    return key_of({"class_name": text})
 
 
 class _Refused(Exception):
@@ -186,9 +142,10 @@ class Judge:
             return
         if text in self.registered or text in self.trust.objects:
             obj = self.trust.objects.get(text, self.registered.get(text))
-            if not fits(obj, slot):
+            if not fits(obj, slot) or not table.names(slot):
+                # Where Keras takes no text, it would be the class itself.
                 self.unsafe(place, f"the text {text[:80]!r} names {_what(obj)}, where {_a(slot)} was expected")
-            key = _key_of_text(text)
+            key = key_of_text(text)
             self.customs.append(Custom(text, None, text.rpartition(">")[2], slot, place, None, "registered", key))
             return
         _, mark, name = text.rpartition(">")
@@ -198,7 +155,23 @@ class Judge:
                 f"the text {text[:80]!r} is {_a(slot)} neither of Keras's nor of the program's."
                 + did_you_mean(text, table.names(slot)),
             )
-        self._custom(text, None, name, slot, place, None, _key_of_text(text))
+        self._custom(text, None, name, slot, place, None, key_of_text(text))
+
+    def _looked_up(self, value: Any, place: str) -> None:
+        """Plain data in which Keras takes text for a name, and puts what is registered under it in its place."""
+        if isinstance(value, str):
+            if value in self.registered:
+                self.unsafe(
+                    place,
+                    f"the text {value[:80]!r} stands where plain data was expected, and Keras would put "
+                    f"{_what(self.registered[value])} in its place, which is registered under that name",
+                )
+        elif isinstance(value, list):
+            for number, item in enumerate(value):
+                self._looked_up(item, f"{place}[{number}]")
+        elif isinstance(value, dict) and not {"class_name", "config"} <= value.keys():
+            for key, item in value.items():
+                self._looked_up(item, f"{place}.{key}")
 
     def _object(self, value: dict[str, Any], slot: str, place: str) -> None:
         name = value["class_name"]
@@ -412,6 +385,10 @@ class Judge:
                 slot = "layer"
             if slot == "vocabulary" and isinstance(item, dict):
                 slot = "data"
+            if slot == "argument" or ("fn" in config and slot == "data"):
+                # Of the wrapper of a function Keras goes through the whole config.
+                self._looked_up(item, f"{inside}.{key}")
+                slot = "data"
             self.part(item, slot, f"{inside}.{key}")
 
     def _layer(self, value: dict[str, Any], config: dict[str, Any], place: str) -> None:
@@ -445,6 +422,8 @@ class Judge:
         if not isinstance(compiled, dict):
             self.corrupt(f"{inside}compile_config", f"{compiled!r:.80} stands where settings of compile were expected")
         for key, item in compiled.items():
+            if key not in _COMPILED:
+                self._looked_up(item, f"{inside}compile_config.{key}")
             self.part(item, _COMPILED.get(key, other), f"{inside}compile_config.{key}")
 
     def _functional(self, config: dict[str, Any], place: str) -> None:
@@ -462,8 +441,9 @@ class Judge:
             for at, node in enumerate(nodes):
                 if not isinstance(node, dict) or node.keys() != {"args", "kwargs"} or not isinstance(node["kwargs"], dict):
                     self.corrupt(f"{inside}.inbound_nodes[{at}]", "a call is not written as Keras 3 writes it")
-                self._part(node["args"], "node", f"{inside}.inbound_nodes[{at}].args")
-                self._part(node["kwargs"], "node", f"{inside}.inbound_nodes[{at}].kwargs")
+                for key in ("args", "kwargs"):
+                    self._part(node[key], "node", f"{inside}.inbound_nodes[{at}].{key}")
+                    self._looked_up(node[key], f"{inside}.inbound_nodes[{at}].{key}")
             inner = layer.get("config")
             if not nodes or (isinstance(inner, dict) and inner.keys() >= _FUNCTIONAL):
                 called.add(layer["name"])

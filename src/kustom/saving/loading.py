@@ -30,8 +30,9 @@ from kustom.errors import (
     hide_frames,
 )
 from kustom.saving import archive, arrays, manifest, process, recording, resolving
+from kustom.saving.customs import key_of
 from kustom.saving.limits import Limits
-from kustom.saving.rebuilding import Rebuilt, causes, is_object, nodes, public, rebuild, retype, said
+from kustom.saving.rebuilding import Rebuilt, causes, definition_of, is_object, nodes, public, rebuild, retype, said
 from kustom.saving.verdict import judge
 
 __all__ = ["load"]
@@ -112,16 +113,15 @@ class _Loading:
             given = trust if isinstance(trust, Mapping) else ()
             judge(opened, trust=given, limits=limits, registered=private.registry(), found=self.parts.found).hold()
         self.config = self._config()
-        self.places = {place: node["shared_object_id"] for place, node in nodes(self.config) if "shared_object_id" in node}
+        self.places = dict(nodes(self.config))
 
     def model(self, verify: bool, compile: bool) -> Any:
         """The loaded model."""
         rebuilt = self._rebuilt()
-        stored = self._stored()
-        store = private.Reading(stored)
+        store = private.Reading(self._stored())
         with resolving.assets(self.opened) as assets:
             reached = self._load(rebuilt.model, store, assets, ())
-            self._refuse_misfits(rebuilt.model, stored, store)
+            self._refuse_misfits(rebuilt.model, store)
             self._initialize(rebuilt.made)
             self._rename(rebuilt.model)
             if compile:
@@ -181,6 +181,8 @@ class _Loading:
 
     def _load(self, model: Any, store: Any, assets: Any, skip: Iterable[int]) -> set[int]:
         with warnings.catch_warnings():
+            # What has no value is refused below, wherever it stands.
+            warnings.filterwarnings("ignore", message="Skipping nested container")
             if _has_unbuilt_optimizer(store):
                 warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
             try:
@@ -198,13 +200,13 @@ class _Loading:
     def _misfit(self, text: str) -> WeightsError:
         return WeightsError(f"{text}. Load it with the code that it was written with.", file=self.file, part=archive.WEIGHTS)
 
-    def _refuse_misfits(self, model: Any, stored: dict[str, dict[str, Any]], store: Any) -> None:
+    def _refuse_misfits(self, model: Any, store: Any) -> None:
         for variable in model.weights:
             if not private.has_value(variable):
                 raise self._misfit(f"the file has no value for {variable.path}, so that it would be a fresh one")
-        unread = sorted(path for path in stored.keys() - store.asked if manifest.is_of_layers(path))
-        if unread:
-            raise self._misfit(f"the model that its config makes has no place for {', '.join(unread[:3])}")
+        untaken = [path for path in store.untaken() if manifest.is_of_layers(path)]
+        if untaken:
+            raise self._misfit(f"the model that its config makes has no place for {', '.join(untaken[:3])}")
 
     def _rename(self, model: Any) -> None:
         """Give the weights the paths that they had, by which an optimizer that is several knows which are whose."""
@@ -276,22 +278,28 @@ class _Loading:
     def _other_output(self, model: Any, recorded: dict[str, Any], allowed: float) -> str | None:
         x = recording.inputs_from(recorded["input"], model)
         try:
-            given = recording.outputs(model, x)
+            given, losses = recording.outputs(model, x)
         except Exception as error:
             # What the parts raise when they are called; when it was saved, they did not.
             return f"it refuses the recorded input, with {type(error).__name__}: {said(error)[:300]}"
-        return recording.compare(recorded["outputs"], given, allowed)
+        return recording.compare(recorded["outputs"], given, allowed, (recorded.get("losses"), losses))
 
     def _other_measure(self, rebuilt: Rebuilt, measures: list[Any], shape: tuple[int, ...], allowed: float) -> str | None:
         for entry in measures:
-            measure = rebuilt.objects.get(self.places.get(entry["place"], -1))
+            measure = self._made_at(entry["place"], rebuilt)
             if measure is None:
                 continue
             before, after = arrays.decoded(entry["values"]), recording.values(measure, shape).get(entry["probe"])
             if after is None or not np.allclose(after, before, rtol=max(allowed, 1e-5), atol=1e-6, equal_nan=True):
                 now = "refuses that" if after is None else f"is {after[0]:g}"
-                return f"{type(measure).__name__} at {entry['place']} was {before[0]:g} for made-up targets and {now}"
+                return f"{definition_of(measure).__name__} at {entry['place']} was {before[0]:g} for made-up targets and {now}"
         return None
+
+    def _made_at(self, place: str, rebuilt: Rebuilt) -> Any:
+        """What stands in a place of the config; None where it is Keras's own function, or nothing."""
+        node = self.places.get(place, {})
+        made = rebuilt.objects.get(node.get("shared_object_id", -1))
+        return self.parts.found.get(key_of(node)) if made is None and node else made
 
     def _changed_sources(self) -> list[tuple[str, str, str]]:
         changed = []

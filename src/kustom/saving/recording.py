@@ -62,7 +62,7 @@ def input_of(model: Any, example: Any) -> tuple[Any, str | None]:
             return None, why
         entry = _of_rules(rules)
         try:
-            given = outputs(model, inputs_from(entry))
+            given, _ = outputs(model, inputs_from(entry))
         except _REFUSALS as error:
             why = f"it refuses an input that was made up: {_first_line(error)}"
             continue
@@ -175,8 +175,8 @@ def _leaf(leaf: dict[str, Any]) -> Any:
 
 def outputs(
     model: Any, x: Any, scope: Callable[[], AbstractContextManager[Any]] | None = None, seeds: int = 0
-) -> list[tuple[str, np.ndarray]]:
-    """The leaves of what a model gives for `x`, each with its place; nothing about it changes.
+) -> tuple[list[tuple[str, np.ndarray]], float]:
+    """The leaves of what a model gives for `x`, each with its place, and the sum of its losses; nothing about it changes.
 
     Args:
         model: The model.
@@ -186,11 +186,14 @@ def outputs(
     """
     mapping = [(state, keras.ops.add(state, seeds)) for state in private.seeds_of(model)] if seeds else []
     mapping += _fresh_states(model)
+    # Keras gives regularizers what the scope says, which of other weights is nothing.
+    mapping += [(weight, weight.value) for weight in model.trainable_weights if scope is None and weight.regularizer is not None]
     opened = scope() if scope is not None else keras.StatelessScope(mapping, collect_losses=True)
     with warnings.catch_warnings(), opened:
         warnings.simplefilter("ignore")
         given = private.forward(model, x, training=False)
-        return [(place, keras.ops.convert_to_numpy(leaf)) for place, leaf in arrays.flatten(given)]
+        losses = math.fsum(float(keras.ops.convert_to_numpy(loss)) for loss in model.losses)
+        return [(place, keras.ops.convert_to_numpy(leaf)) for place, leaf in arrays.flatten(given)], losses
 
 
 def _fresh_states(model: Any) -> list[tuple[keras.Variable, Any]]:
@@ -204,10 +207,10 @@ def _fresh_states(model: Any) -> list[tuple[keras.Variable, Any]]:
     return found
 
 
-def record_outputs(model: Any, entry: Any) -> list[dict[str, Any]]:
-    """What a model gives for the input of an entry, as JSON."""
+def record_outputs(model: Any, entry: Any) -> tuple[list[dict[str, Any]], float | None]:
+    """What a model gives for the input of an entry, as JSON, and the sum of its losses; None where that is random."""
     x = inputs_from(entry)
-    first, second = outputs(model, x), outputs(model, x, seeds=1)
+    (first, losses), (second, again) = outputs(model, x), outputs(model, x, seeds=1)
     recorded = []
     for (place, one), (_, other) in zip(first, second, strict=True):
         leaf = {"place": place, "shape": list(one.shape), "dtype": private.standardize_dtype(one.dtype)}
@@ -216,11 +219,20 @@ def record_outputs(model: Any, entry: Any) -> list[dict[str, Any]]:
         else:
             leaf["values"] = arrays.encoded(arrays.sample(one))
         recorded.append(leaf)
-    return recorded
+    return recorded, losses if losses == again and math.isfinite(losses) else None
 
 
-def compare(recorded: list[dict[str, Any]], given: list[tuple[str, np.ndarray]], allowed: float) -> str | None:
-    """How outputs differ from those that were recorded, in a sentence; None where they do not."""
+def compare(
+    recorded: list[dict[str, Any]], given: list[tuple[str, np.ndarray]], allowed: float, losses: tuple[float | None, float]
+) -> str | None:
+    """How outputs differ from those that were recorded, in a sentence; None where they do not.
+
+    Args:
+        recorded: What was recorded.
+        given: What there is now.
+        allowed: By how much of its size an output may differ.
+        losses: The sum of the model's losses that was recorded, if it was, and that which there is now.
+    """
     if [leaf["place"] for leaf in recorded] != [place for place, _ in given]:
         return f"it gives {len(given)} outputs, recorded were {len(recorded)}"
     for leaf, (place, array) in zip(recorded, given, strict=True):
@@ -234,6 +246,8 @@ def compare(recorded: list[dict[str, Any]], given: list[tuple[str, np.ndarray]],
         if _differs(before, now, allowed):
             at = _worst(before, now)
             return f"{name} was {before[at]!s} and is {now[at]!s} (of entries that differ, the one that does most)"
+    if losses[0] is not None and _differs(np.array(losses[0]), np.array(losses[1]), max(allowed, 1e-5)):
+        return f"the sum of its losses, of add_loss() and regularizers, was {losses[0]:g} and is {losses[1]:g}"
     return None
 
 
@@ -318,7 +332,7 @@ def _with_few(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _measured(measure: Any, y_true: Any, y_pred: Any) -> list[float]:
     if isinstance(measure, keras.metrics.Metric):
-        measure = copy.deepcopy(measure)
+        measure = copy.deepcopy(measure) if private.is_of_keras(type(measure)) else private.alone(measure)
         measure.reset_state()
         measure.update_state(y_true, y_pred)
         given = measure.result()

@@ -9,20 +9,18 @@ which are not copied. It costs a model's construction without its initializers, 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import types
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
 from kustom.backends import keras as private
-from kustom.defining import config as configs
 from kustom.defining import naming
 from kustom.errors import UnsavableError
 from kustom.saving import recording, table
+from kustom.saving.differing import is_stand_in, settings_of
 from kustom.saving.rebuilding import Rebuilt, definition_of, nodes, rebuild, said, without_values, written_of
 
 __all__ = [
@@ -33,12 +31,9 @@ __all__ = [
     "refuse_measures",
     "refuse_other_model",
     "refuse_other_parts",
+    "refuse_other_trainable",
     "refuse_untracked",
-    "settings_of",
 ]
-
-# Of a constructor's arguments those whose value is Keras's business.
-_COMMON = frozenset("self args kwargs name dtype trainable autocast activity_regularizer inputs outputs layers".split())
 
 
 def is_custom(config: dict[str, Any], original: Any = None) -> bool:
@@ -131,25 +126,32 @@ def _last_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[-400:]}"
 
 
-def refuse_other_parts(twin: Rebuilt, originals: dict[int, Any]) -> None:
+def refuse_other_parts(twin: Rebuilt, originals: dict[int, Any], configs: dict[int, dict[str, Any]]) -> None:
     """Refuse a part that comes back as one of another class, or with another setting.
+
+    Args:
+        twin: The rebuilt model.
+        originals: The objects that were serialized, by their ids.
+        configs: Their configs.
 
     Raises:
         UnsavableError: One does.
     """
     for number, original in originals.items():
         again = twin.objects.get(number)
-        if again is None or isinstance(original, types.FunctionType):
+        if isinstance(original, types.FunctionType):
+            again = private.registered(keras.saving.get_registered_name(original))
+        if again is None:
             continue
         cls, other = definition_of(original), definition_of(again)
-        if other is not cls and not _is_stand_in(other, cls):
+        if other is not cls and not is_stand_in(other, cls):
             raise UnsavableError(
                 f"{name_of(original)} is registered as {keras.saving.get_registered_name(cls)!r}, and under that name "
-                f"there is now {name_of(other)}, as which it would come back. Give one of them another name or package."
+                f"there is now {_another(other, cls)}, as which it would come back. Give one of them another name or package."
             )
         if original is cls or private.is_of_keras(cls):
             continue
-        for setting, before, after in settings_of(original, again):
+        for setting, before, after in settings_of(original, again, configs[number]):
             raise UnsavableError(
                 f"{name_of(original)}: its setting {setting!r} is {_shown(before)} and would come back as {_shown(after)}. "
                 "It was changed after the part was made, or get_config() does not tell it. Decorate the class with "
@@ -157,78 +159,13 @@ def refuse_other_parts(twin: Rebuilt, originals: dict[int, Any]) -> None:
             )
 
 
-def _is_stand_in(again: type, original: type) -> bool:
-    """Whether a class is a functional model's that Keras makes of the other on the way."""
-    return (
-        again.__qualname__ == original.__qualname__ and again.__module__ == original.__module__ and issubclass(again, keras.Model)
-    )
+def _another(other: Any, original: Any) -> str:
+    return f"another {name_of(other)}" if name_of(other) == name_of(original) else name_of(other)
 
 
 def _shown(value: Any) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) < 120 else text[:117] + "..."
-
-
-def settings_of(original: Any, again: Any) -> Iterator[tuple[str, Any, Any]]:
-    """The settings in which two parts of one class differ: the name, what it is in the one, what in the other."""
-    for name in _arguments(type(original)):
-        for attribute in (name, f"_{name}"):
-            if attribute not in vars(original) and not hasattr(type(original), attribute):
-                continue
-            before, after = _held(original, attribute), _held(again, attribute)
-            if not _alike(before, after):
-                yield name, before, after
-            break
-
-
-def _held(part: Any, attribute: str) -> Any:
-    try:
-        return _plain(getattr(part, attribute, None))
-    except (AttributeError, RuntimeError, ValueError):
-        # A property that can be asked only of a part that has been called.
-        return None
-
-
-def _arguments(cls: type) -> list[str]:
-    found: dict[str, None] = {}
-    for base in cls.__mro__:
-        if private.is_library(base.__module__) and not base.__module__.startswith("kustom"):
-            break
-        if "__init__" in vars(base):
-            found |= dict.fromkeys(inspect.signature(vars(base)["__init__"]).parameters)
-        found |= dict.fromkeys(vars(base).get("_kustom_own_fields", {}))
-    return [name for name in found if name not in _COMMON]
-
-
-def _plain(value: Any) -> Any:
-    # Keras's own lists and dicts, which track what they hold.
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, tuple):
-        return tuple(_plain(item) for item in value)
-    return value
-
-
-def _alike(one: Any, other: Any) -> bool:
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return isinstance(one, tuple) == isinstance(other, tuple) and len(one) == len(other) and all(map(_alike, one, other))
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
-    plain = bool | int | float | complex | str | bytes | np.ndarray | np.generic | None
-    if isinstance(one, plain) and isinstance(other, plain):
-        if isinstance(one, np.generic) or isinstance(other, np.generic):
-            one, other = (value.item() if isinstance(value, np.generic) else value for value in (one, other))
-        return configs.same(one, other) or (type(one) in (int, float) and type(other) in (int, float) and one == other)
-    if isinstance(one, plain) != isinstance(other, plain):
-        return False
-    if keras.ops.is_tensor(one) and keras.ops.is_tensor(other):
-        return np.array_equal(keras.ops.convert_to_numpy(one), keras.ops.convert_to_numpy(other), equal_nan=True)
-    if isinstance(one, types.FunctionType) or isinstance(other, types.FunctionType):
-        return one is other
-    # An object has its own counterpart, and a variable its value.
-    return type(one) is type(other) or isinstance(one, keras.Variable | type) or _is_stand_in(type(other), type(one))
 
 
 def refuse_untracked(model: Any, entries: dict[str, dict[str, Any]], reached: set[int]) -> None:
@@ -265,7 +202,27 @@ def _is_inner(model: Any, layer: Any) -> bool:
     return any(private.functional_of(each) is layer for each in private.layers_of(model) if isinstance(each, keras.Model))
 
 
-def refuse_other_model(twin: Rebuilt, entries: dict[str, dict[str, Any]], assets: Any, entry: Any, recorded: Any) -> None:
+def refuse_other_trainable(model: Any, again: Any) -> None:
+    """Refuse a model of whose weights others are trained when it comes back.
+
+    Raises:
+        UnsavableError: A weight itself was frozen, or its layer thawed in part.
+    """
+    trained, others = ({id(weight) for weight in each.trainable_weights} for each in (model, again))
+    if len(model.weights) != len(again.weights):
+        return
+    for weight, other in zip(model.weights, again.weights, strict=True):
+        before, after = id(weight) in trained, id(other) in others
+        if before != after:
+            raise UnsavableError(
+                f"{weight.path}: it is {'trained' if before else 'frozen'} and would come back {'trained' if after else 'frozen'}; "
+                "no config tells it of a weight. Set `trainable` of the layer that has it, or in the layer's build()."
+            )
+
+
+def refuse_other_model(
+    twin: Rebuilt, entries: dict[str, dict[str, Any]], assets: Any, entry: Any, recorded: Any, losses: float | None
+) -> None:
     """Refuse a model whose weights do not all come back, or that computes something else with them.
 
     Args:
@@ -274,6 +231,7 @@ def refuse_other_model(twin: Rebuilt, entries: dict[str, dict[str, Any]], assets
         assets: The store of its assets, or None.
         entry: The recorded input, or None.
         recorded: The recorded output.
+        losses: The recorded sum of its losses.
 
     Raises:
         UnsavableError: It does not come back as it is.
@@ -285,11 +243,11 @@ def refuse_other_model(twin: Rebuilt, entries: dict[str, dict[str, Any]], assets
         if failed:
             part, error = failed[0]
             raise UnsavableError(f"{name_of(part)}: its weights would not come back: {_last_line(error)}")
-        unread = sorted(stored.keys() - store.asked)
-        if unread:
+        untaken = store.untaken()
+        if untaken:
             raise UnsavableError(
-                f"{unread[0]}: its weights would be saved and not come back, since a loaded model has no such part then. "
-                "Build in build() every sublayer, and make it in __init__."
+                f"{untaken[0]}: its weights would be saved and not come back, since a loaded model has no such part then, or one "
+                "that is only made by the first call. Build in build() every sublayer, and make it in __init__."
             )
         fresh = [variable for variable in twin.model.weights if not private.has_value(variable)]
         if fresh:
@@ -298,14 +256,14 @@ def refuse_other_model(twin: Rebuilt, entries: dict[str, dict[str, Any]], assets
             return
         x = recording.inputs_from(entry)
         try:
-            given = recording.outputs(twin.model, x, contextlib.nullcontext)
+            given, again = recording.outputs(twin.model, x, contextlib.nullcontext)
         except Exception as error:
             # The original takes this input; whatever a `call` of anybody's raises, it would raise after loading.
             raise UnsavableError(f"the model would load and then refuse its input: {_last_line(error)}") from error
         made_late = [variable for variable in twin.model.weights if not private.has_value(variable)]
     if made_late:
         raise UnsavableError(f"{made_late[0].path}: it is made by the first call, and would come back with a fresh value.")
-    how = recording.compare(recorded, given, recording.tolerance(twin.model, alike=True))
+    how = recording.compare(recorded, given, recording.tolerance(twin.model, alike=True), (losses, again))
     if how is not None:
         raise UnsavableError(
             f"the model would load, and give another output: {how}. A setting is lost, or a sublayer is made anew: "

@@ -23,8 +23,8 @@ from kustom.backends import keras as private
 from kustom.errors import MissingPartError, UntrustedError
 from kustom.saving import table
 from kustom.saving.archive import Archive
-from kustom.saving.judging import Custom, Key, key_of
-from kustom.saving.trusting import Trust
+from kustom.saving.customs import Custom, Key, key_of
+from kustom.saving.trusting import Trust, is_part
 from kustom.saving.verdict import Verdict
 
 __all__ = ["Parts", "assets", "folder_of", "import_modules", "resolve"]
@@ -34,7 +34,7 @@ class Parts:
     """The classes and functions of a file that are not Keras's own.
 
     Attributes:
-        found: They, by what the file says of them; see `judging.key_of`.
+        found: They, by what the file says of them; see `customs.key_of`.
     """
 
     def __init__(self, found: dict[Key, Any], customs: tuple[Custom, ...], file: str) -> None:
@@ -155,7 +155,7 @@ def _path_without(folder: str | None) -> Iterator[None]:
 def _part(custom: Custom, trust: Trust, file: str) -> Any:
     if custom.registered_name in trust.objects:
         return trust.objects[custom.registered_name]
-    registered = private.registered(custom.registered_name)
+    registered = private.registry().get(custom.registered_name)
     if registered is not None:
         return registered
     module = sys.modules.get(custom.module or "")
@@ -170,15 +170,21 @@ def _part(custom: Custom, trust: Trust, file: str) -> Any:
             file=file,
             part=custom.place,
         )
-    if not _is_own(part, custom, trust):
-        raise UntrustedError(
-            f"{custom.module}.{custom.name} is {_what(part)}, and no {_kind(custom)} that is defined as such in a "
-            f"trusted module. {_by_hand(custom)}",
-            file=file,
-            part=custom.place,
-            wants=(custom.registered_name,),
-        )
-    return part
+    is_own = _is_own(part, custom, trust)
+    if is_own and (is_part(part) or private.is_known_function(part)):
+        return part
+    why = (
+        f"no part: {'a function' if _kind(custom) == 'function' else 'a class of nothing of Keras'} that is registered nowhere. "
+        "Register it there, with a decorator of kustom's"
+        if is_own
+        else f"{_what(part)}, and no {_kind(custom)} that is defined as such in a trusted module"
+    )
+    raise UntrustedError(
+        f"{custom.module}.{custom.name} is {why}. {_by_hand(custom)}",
+        file=file,
+        part=custom.place,
+        wants=(custom.registered_name,),
+    )
 
 
 def _is_own(part: Any, custom: Custom, trust: Trust) -> bool:

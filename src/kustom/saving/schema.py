@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -217,7 +218,12 @@ def _recorded(value: Any) -> None:
         _number(number, place, 0, _TOLERANCE)
 
     lists = {key: lambda value, place, item=item: _list(value, place, item) for key, item in _LISTS.items()}
-    _object(value, "it", {"tolerance": tolerance, "device": _text}, {**lists, "input": _input, "nothing_since": _text_or_null})
+
+    def losses(number: Any, place: str) -> None:
+        _number(number, place, -sys.float_info.max, sys.float_info.max)
+
+    more = {**lists, "input": _input, "nothing_since": _text_or_null, "losses": losses}
+    _object(value, "it", {"tolerance": tolerance, "device": _text}, more)
     if ("input" in value) is not ("outputs" in value):
         _other("it", sorted(value), "an input and outputs, or neither")
 

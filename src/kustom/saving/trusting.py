@@ -13,7 +13,7 @@ from typing import Any
 from kustom.errors import UntrustedError
 from kustom.saving import table
 
-__all__ = ["Trust", "bases", "fits", "name_of_script", "script_of"]
+__all__ = ["Trust", "bases", "fits", "is_part", "name_of_script", "script_of"]
 
 # A base class of Keras's, and the slot of what derives from it.
 _BASES = {
@@ -120,12 +120,21 @@ def fits(obj: Any, slot: str) -> bool:
         return True
     if not isinstance(obj, type):
         return callable(obj) and slot in _CALLABLE
-    kinds = {_BASES[base.__name__] for base in obj.__mro__ if base.__module__.split(".")[0] == "keras" and base.__name__ in _BASES}
+    kinds = _kinds(obj)
     if "layer" in kinds:
         kinds |= {"operation", "activation"}
     if "loss" in kinds:
         kinds.add("metric")
     if "model" in kinds:
         kinds.add("layer")
-    # What derives from nothing of Keras's is taken where Keras asks for no more than that it can be called.
-    return slot in kinds if kinds else slot in _CALLABLE
+    # What derives from nothing of Keras's is taken where Keras asks for no more than that its instances can be called.
+    return slot in kinds if kinds else slot in _CALLABLE and any("__call__" in vars(base) for base in obj.__mro__)
+
+
+def is_part(obj: Any) -> bool:
+    """Whether what is registered nowhere is a part by what it is: a class that derives from one of Keras's."""
+    return isinstance(obj, type) and bool(_kinds(obj))
+
+
+def _kinds(cls: type) -> set[str]:
+    return {_BASES[base.__name__] for base in cls.__mro__ if base.__module__.split(".")[0] == "keras" and base.__name__ in _BASES}

@@ -15,7 +15,8 @@ from typing import Any
 from kustom.errors import CorruptFileError, FileError, FormatError, LimitError, UnsafeFileError, UntrustedError
 from kustom.saving import sizes
 from kustom.saving.archive import CONFIG, Archive
-from kustom.saving.judging import Custom, Judge, Key
+from kustom.saving.customs import Custom, Key
+from kustom.saving.judging import Judge
 from kustom.saving.limits import DEFAULT, Limits
 from kustom.saving.trusting import Trust, name_of_script
 
@@ -110,8 +111,12 @@ def _untrusted(wanted: list[Custom], file: str | None) -> UntrustedError:
         where = f"of {custom.module}" if custom.module else "of a script or notebook"
         lines.append(f"  {custom.registered_name} ({custom.slot}, {where}), at {custom.place}")
     running = name_of_script("__main__")
-    modules = sorted({custom.module.split(".")[0] for custom in wanted if custom.module and custom.module != running})
-    own = any(custom.module == running for custom in wanted if custom.module)
+    # A function that is registered nowhere has its bare name, and is given itself, whoever vouches for its module.
+    found = [
+        custom for custom in wanted if custom.module and not (custom.key[1] == "function" and ">" not in custom.registered_name)
+    ]
+    modules = sorted({str(custom.module).split(".")[0] for custom in found if custom.module != running})
+    own = any(custom.module == running for custom in found)
     by_hand = ", ".join(f"{name!r}: {name.rpartition('>')[2]}" for name in sorted({custom.registered_name for custom in wanted}))
     todo = []
     if modules or own:
@@ -119,8 +124,11 @@ def _untrusted(wanted: list[Custom], file: str | None) -> UntrustedError:
         named = [*(["__name__"] if own else []), *map(repr, modules)]
         given = named[0] if len(named) == 1 else f"({', '.join(named)})"
         todo.append(f"If you know that code, load it with kustom.load({file or 'path'!r}, trust={given}), or import it before")
-    bare = not all(custom.module for custom in wanted)
-    first = "Define what has no module to import from before loading, or give it" if bare else "Or give the parts themselves"
+    first = (
+        "Define what has no module to import from, register what is registered nowhere, before loading, or give it"
+        if len(found) < len(wanted)
+        else "Or give the parts themselves"
+    )
     todo.append(f"{first}: trust={{{by_hand}}}")
     wants = tuple(dict.fromkeys(custom.registered_name for custom in wanted))
     return UntrustedError(

@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import json
 import os
+import re
 import tempfile
 import types
 import warnings
@@ -22,9 +23,9 @@ import keras
 from kustom import errors
 from kustom.backends import current
 from kustom.backends import keras as private
-from kustom.errors import RecordingWarning, UnsavableError, hide_frames, refuse_tf_keras
+from kustom.errors import KustomError, RecordingWarning, UnsavableError, hide_frames, refuse_tf_keras
 from kustom.saving import archive, arrays, manifest, process, recording, refusing
-from kustom.saving.rebuilding import definition_of, is_object, nodes, public, retype, types_of
+from kustom.saving.rebuilding import definition_of, is_object, nodes, public, retype, said, types_of
 from kustom.saving.verdict import judge
 
 __all__ = ["save"]
@@ -92,27 +93,30 @@ class _Prepared:
         tree, self.originals = _numbered(*_serialized(model))
         customs = [self.originals[number] for number in self._customs(tree)]
         refusing.refuse_code(tree, customs)
+        text = _json(tree)
         self.types = types_of(tree, self._owner_of)
         self.parts = manifest.describe(tree, self.originals, refusing.is_custom)
-        again = retype(json.loads(_json(tree)), self.types)
+        again = retype(json.loads(text), self.types)
         self.config = _json(_pruned(tree, self.originals))
         self._refuse_what_no_load_takes(customs)
         entries, reached, has_assets = _walked(model)
         refusing.refuse_untracked(model, entries, reached)
         self.entry, self.why = recording.input_of(model, example)
-        self.outputs = recording.record_outputs(model, self.entry) if self.entry is not None else None
+        self.outputs, self.losses = recording.record_outputs(model, self.entry) if self.entry is not None else (None, None)
         shape = tuple(self.outputs[0]["shape"]) if self.outputs else ()
         measures = {number: obj for number, obj in self.originals.items() if isinstance(obj, _MEASURES)}
+        measures |= {number: self.originals[number] for number in self._functions_that_measure(tree)}
         measured = {number: recording.values(obj, shape) for number, obj in measures.items()}
         self.measured = {number: values for number, values in measured.items() if values}
         self.places = {node.get("shared_object_id"): place for place, node in nodes(tree)}
         self.tolerance = recording.tolerance(model, alike=True)
         twin = refusing.rebuilt_twin(again, self.originals)
-        refusing.refuse_other_parts(twin, self.originals)
+        refusing.refuse_other_parts(twin, self.originals, {node.get("shared_object_id", -1): node for _, node in nodes(tree)})
         paths = [variable.path for variable in model.weights]
         self.paths = paths if paths != [variable.path for variable in twin.model.weights] else []
         with _assets_of(model, has_assets) as (store, self.assets):
-            refusing.refuse_other_model(twin, entries, store, self.entry, self.outputs)
+            refusing.refuse_other_model(twin, entries, store, self.entry, self.outputs, self.losses)
+        refusing.refuse_other_trainable(model, twin.model)
         refusing.refuse_measures(twin, self.originals, self.measured, shape)
         if self.outputs is None and model.built:
             errors.warn(
@@ -139,6 +143,12 @@ class _Prepared:
         found = {node.get("shared_object_id", -1): node for _, node in nodes(tree)}
         return [number for number, obj in self.originals.items() if number in found and refusing.is_custom(found[number], obj)]
 
+    def _functions_that_measure(self, tree: Any) -> list[int]:
+        """The functions of somebody's own that are a loss or a metric: what else they read, only their values tell."""
+        found = [node.get("shared_object_id", -1) for place, node in nodes(tree) if _COMPILED.search(place)]
+        customs = {*self._customs(tree)}
+        return [number for number in found if number in customs and isinstance(self.originals[number], types.FunctionType)]
+
     def _owner_of(self, node: dict[str, Any]) -> str:
         original = self.originals.get(node.get("shared_object_id", -1))
         if original is None or not refusing.is_custom(node, original):
@@ -153,8 +163,11 @@ def _serialized(model: Any) -> tuple[dict[str, Any], list[tuple[Any, dict[str, A
         warnings.filterwarnings("ignore", message="The object being serialized includes a `lambda`")
         try:
             return private.serialized(model)
-        except NotImplementedError as error:
-            raise UnsavableError(f"a part has no config: {' '.join(str(error).split())[:200]}") from error
+        except KustomError:
+            raise
+        except Exception as error:
+            # Each part says here what its settings are; whatever one raises, it has not said it.
+            raise UnsavableError(f"a part has no config: {type(error).__name__}: {said(error)[:300]}") from error
 
 
 def _numbered(tree: dict[str, Any], noted: list[tuple[Any, dict[str, Any]]]) -> tuple[dict[str, Any], dict[int, Any]]:
@@ -219,12 +232,17 @@ def _is_json(value: Any) -> bool:
 
 
 _MEASURES = (keras.losses.Loss, keras.metrics.Metric)
+_COMPILED = re.compile("/compile_config/(loss|metrics|weighted_metrics)(/[^/]*)*$")
 
 
 def _walked(model: Any) -> tuple[dict[str, dict[str, Any]], set[int], bool]:
     """What Keras saves of the layers of a model, under which path; the ids of the objects it came to; whether there are assets."""
     store = private.Written()
-    reached = private.save_state(model, store, skip=private.own_optimizers(model))
+    try:
+        reached = private.save_state(model, store, skip=private.own_optimizers(model))
+    except Exception as error:
+        # Each layer hands its weights over here, Keras's own with what their build() made.
+        raise UnsavableError(f"a layer does not hand its weights over: {type(error).__name__}: {said(error)[:300]}") from error
     entries = {path: values for path, values in store.entries.items() if values and manifest.is_of_layers(path)}
     return entries, reached, any(hasattr(layer, "save_assets") for layer in private.layers_of(model))
 
@@ -257,6 +275,7 @@ def _manifest(prepared: _Prepared, sums: dict[str, str]) -> dict[str, Any]:
         recorded["nothing_since"] = prepared.why
     else:
         recorded |= {"input": prepared.entry, "outputs": prepared.outputs}
+        recorded |= {} if prepared.losses is None else {"losses": prepared.losses}
     values = [
         {"place": prepared.places[number], "probe": probe, "values": arrays.encoded(recording.as_array(numbers))}
         for number, found in prepared.measured.items()

@@ -18,7 +18,9 @@ import keras
 import numpy as np
 from keras.src.saving import saving_lib
 
+from kustom.backends import current
 from kustom.backends.keras.saving import save_state
+from kustom.backends.keras.variables import own_value
 
 __all__ = ["Outline", "outline_of"]
 
@@ -125,7 +127,8 @@ class Outline:
         at = 0
         for start, variable in self._left:
             yield self._pages.bytes(at, start)
-            array = np.ascontiguousarray(keras.ops.convert_to_numpy(variable), variable.dtype)
+            # Each block is a copy; one of the whole, beside it, would take as long as the writing.
+            array = np.ascontiguousarray(current().seen(own_value(variable)), variable.dtype)
             view = array.data.cast("B")
             for first in range(0, len(view), _BLOCK):
                 yield bytes(view[first : first + _BLOCK])

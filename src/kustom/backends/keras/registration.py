@@ -44,5 +44,8 @@ def is_known_function(function: Any) -> bool:
 
 
 def registry() -> dict[str, Any]:
-    """Keras's registry: registered names with what is registered."""
-    return dict(object_registration.GLOBAL_CUSTOM_OBJECTS)
+    """Registered names with what Keras finds under them here: in the open scopes, and behind them in its registry."""
+    # A scope that is opened keeps what it replaces.
+    with object_registration.CustomObjectScope({}) as scope:
+        opened: Any = scope.backup
+    return {**object_registration.GLOBAL_CUSTOM_OBJECTS, **opened}

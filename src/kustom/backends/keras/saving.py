@@ -10,8 +10,7 @@ import collections
 import functools
 import inspect
 import itertools
-import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -109,25 +108,48 @@ class Stored:
         return self.shape[0]
 
 
+class _Entry(Mapping[str, Stored]):
+    """What is stored of one object; it knows whether any of it was taken."""
+
+    def __init__(self, values: Mapping[str, Stored]) -> None:
+        self._values = values
+        self.taken = False
+
+    def __getitem__(self, key: str) -> Stored:
+        value = self._values[key]
+        self.taken = True
+        return value
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
 class Reading(saving_lib.H5IOStore):
-    """A store that Keras loads from, made of arrays that are read one by one when they are wanted.
+    """A store that Keras loads from, made of arrays that are read one by one when they are wanted."""
 
-    Attributes:
-        asked: The paths of the objects that were there to be loaded.
-    """
-
-    def __init__(self, entries: dict[str, dict[str, Stored]]) -> None:
-        self._entries = entries
+    def __init__(self, entries: Mapping[str, Mapping[str, Stored]]) -> None:
+        self._entries = {path: _Entry(values) for path, values in entries.items()}
         # Each path, and those above it: Keras asks several times for each layer.
         self._paths = {path for each in entries for path in itertools.accumulate(each.split("/"), "{}/{}".format)}
-        self.asked: set[str] = set()
+
+    def untaken(self) -> list[str]:
+        """The paths of which nothing was taken.
+
+        That they were asked for says little: a layer that is not built yet looks at its path and leaves what is there.
+        """
+        return sorted(path for path, entry in self._entries.items() if entry and not entry.taken)
 
     def __bool__(self) -> bool:
         return True
 
     def get(self, path: str) -> Any:
-        self.asked.add(path)
-        return types.MappingProxyType(self._entries.get(path, {}))
+        return self._entries.get(path) or _Entry({})
 
     def has_path(self, path: str) -> bool:
         return path in self._paths

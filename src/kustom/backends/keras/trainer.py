@@ -16,6 +16,7 @@ from keras.src.losses.loss import reduce_weighted_values
 from keras.src.losses.losses import LossFunctionWrapper
 from keras.src.saving.keras_saveable import KerasSaveable
 from keras.src.trainers.compile_utils import CompileLoss, CompileMetrics
+from keras.src.utils.tracking import Tracker
 
 from kustom.backends.keras.exchanging import Exchange
 
@@ -23,6 +24,7 @@ __all__ = [
     "CompileLoss",
     "CompileMetrics",
     "Terms",
+    "alone",
     "as_loss",
     "attributes_of",
     "forward",
@@ -42,6 +44,27 @@ __all__ = [
 def as_loss(function: Callable[..., Any]) -> keras.losses.Loss:
     """The loss that Keras makes of a function which `compile` is given."""
     return LossFunctionWrapper(function)
+
+
+def alone(metric: keras.metrics.Metric) -> keras.metrics.Metric:
+    """A metric with the same variables and settings, which can be called in a scope without a trace on the other.
+
+    `copy` would make another of its config, which need not tell all settings.
+    """
+    made = object.__new__(type(metric))
+    attributes = {name: _unshared(value) for name, value in vars(metric).items()}
+    tracker = Tracker(
+        {
+            "variables": (lambda value: isinstance(value, keras.Variable), attributes["_variables"]),
+            "metrics": (lambda value: isinstance(value, keras.metrics.Metric), attributes["_metrics"]),
+        }
+    )
+    vars(made).update(attributes, _tracker=tracker)
+    return made
+
+
+def _unshared(value: Any) -> Any:
+    return list(value) if isinstance(value, list) else dict(value) if isinstance(value, dict) else value
 
 
 class Terms(CompileLoss):
