@@ -171,11 +171,12 @@ def _part(custom: Custom, trust: Trust, file: str) -> Any:
             part=custom.place,
         )
     is_own = _is_own(part, custom, trust)
-    if is_own and (is_part(part) or private.is_known_function(part)):
+    # A function is handed tensors alone; a class is made with whatever the file says.
+    if is_own and (is_part(part) or isinstance(part, types.FunctionType)):
         return part
     why = (
-        f"no part: {'a function' if _kind(custom) == 'function' else 'a class of nothing of Keras'} that is registered nowhere. "
-        "Register it there, with a decorator of kustom's"
+        "no part: a class that derives from nothing of Keras's and is registered nowhere. Register it there, with "
+        "keras.saving.register_keras_serializable"
         if is_own
         else f"{_what(part)}, and no {_kind(custom)} that is defined as such in a trusted module"
     )
