@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.core
+import jax.monitoring
 from jax.extend import core as extend
 from keras import ops
 
@@ -100,3 +101,23 @@ def own(array: Any) -> Any:
 def shared(array: Any) -> Any:
     """An array as a tensor that is only read: a copy, here."""
     return ops.convert_to_tensor(array)
+
+
+# Every program has pages of its own, and the system allows a process so many: one that compiles on and on ends without a word.
+PROGRAMS = 2000
+_compiled: list[int] = []
+
+
+def free_programs() -> None:
+    """Have JAX forget what it has compiled since this was first asked, where that is much: it is kept for as long as it runs."""
+    if not _compiled:
+        _compiled.append(0)
+        jax.monitoring.register_event_duration_secs_listener(_count)
+    elif _compiled[0] > PROGRAMS:
+        jax.clear_caches()
+        _compiled[0] = 0
+
+
+def _count(event: str, duration: float, **kwargs: Any) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        _compiled[0] += 1

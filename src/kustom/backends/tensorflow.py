@@ -115,3 +115,7 @@ def own(array: Any) -> Any:
 def shared(array: Any) -> Any:
     """An array as a tensor that is only read: a copy, here."""
     return ops.convert_to_tensor(array)
+
+
+def free_programs() -> None:
+    """JAX's programs fill a process's memory; those of TensorFlow end with the functions that they were compiled for."""

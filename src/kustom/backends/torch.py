@@ -109,3 +109,7 @@ def shared(array: Any) -> Any:
         if like.device.type == "cpu" and like.dtype == tensor.dtype:
             return tensor
     return ops.convert_to_tensor(array)
+
+
+def free_programs() -> None:
+    """JAX's programs fill a process's memory; those of PyTorch end with the functions that they were compiled for."""
