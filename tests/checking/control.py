@@ -180,6 +180,7 @@ _ENTRY = "wants a weight an entry"
 _LATE = "a bug of Keras: its state is made by the first update (docs/found-in-keras.md)"
 _LOST = "a bug of Keras: the argument is not saved (docs/found-in-keras.md)"
 _FLAT_IMAGE = "a bug of Keras: of an image of one colour the gradient is NaN (docs/found-in-keras.md)"
+_MIXES = "a bug of Keras: on TensorFlow it multiplies by numbers of float32 (docs/found-in-keras.md)"
 _AUGMENTING = [
     n
     for n, c in vars(L).items()
@@ -207,7 +208,10 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "losses.Dice": {"S204": _WHOLE},
     "losses.Tversky": {"S204": _WHOLE},
     "losses.Circle": {"G204": "the mask of pairs makes the second derivative NaN, which nobody asks of it"},
-    "losses.CTC": {"T404": "on torch the library's own function needs values"},
+    "losses.CTC": {
+        "T404": "on torch the library's own function needs values",
+        "G204": "of TensorFlow's own function the second derivative is NaN, which nobody asks of it",
+    },
     "metrics.CosineSimilarity": {"C101": _LOST, "C102": _LOST},
     **{
         f"metrics.{name}": {"S208": _FLAT}
@@ -222,15 +226,28 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     },
     "activations.hard_shrink": {"N302": "it has its jumps by definition"},
     "activations.sparsemax": {"N302": "a bug of Keras on torch: it does not sum to 1 (docs/found-in-keras.md)"},
-    "layers.CategoryEncoding": {"S203": "it gives float32 by documentation", "T404": "it looks at values, by documentation"},
-    **{f"layers.{name}": {"T408": _AUGMENTS} for name in _AUGMENTING},
-    **{f"layers.{name}": {"T408": _AUGMENTS, "G202": _FLAT_IMAGE} for name in ("AutoContrast", "RandAugment")},
-    **{
-        f"layers.{name}": {"T408": _AUGMENTS, "T404": "on torch its histogram needs values"}
-        for name in ("ContrastLimitedAdaptiveHistogramEqualization", "Equalization")
+    "layers.CategoryEncoding": {
+        "C101": _LOST,
+        "S203": "it gives float32 by documentation",
+        "T404": "it looks at values, by documentation",
     },
+    **{f"layers.{name}": {"T408": _AUGMENTS} for name in _AUGMENTING},
+    **{f"layers.{name}": {"T408": _AUGMENTS, "G202": _FLAT_IMAGE} for name in ("AutoContrast", "AugMix")},
+    "layers.ContrastLimitedAdaptiveHistogramEqualization": {
+        "T408": _AUGMENTS,
+        "T404": "on torch its histogram needs values",
+        "B602": "a bug of Keras: on torch its limit is a whole number (docs/found-in-keras.md)",
+    },
+    "layers.Equalization": {"T408": _AUGMENTS, "T404": "on torch its histogram needs values"},
     "layers.RandomShear": {"T408": _AUGMENTS, "C102": "a bug of Keras: it refuses its own config (docs/found-in-keras.md)"},
-    "losses.BinaryCrossentropy": {"N304": "a bug of Keras: its constant of 1e-7 is lost in low precision (docs/found-in-keras.md)"},
+    **{
+        f"losses.{name}": {"N304": "a bug of Keras: its constant of 1e-7 is lost in low precision (docs/found-in-keras.md)"}
+        for name in ("BinaryCrossentropy", "BinaryFocalCrossentropy")
+    },
+    "layers.Resizing": {"T408": _AUGMENTS, "G204": "TensorFlow has no second derivative of its resizing, and says so by None"},
+    "layers.CutMix": {"T408": _AUGMENTS, "S203": _MIXES},
+    "layers.RandAugment": {"T408": _AUGMENTS, "G202": _FLAT_IMAGE, "S203": _MIXES},
+    "layers.RandomRotation": {"T408": _AUGMENTS, "S203": _MIXES},
     "layers.ELU": {"C108": "a bug of Keras: alpha, changed, is saved as it was (docs/found-in-keras.md)"},
     "layers.UnitNormalization": {"G202": "a bug of Keras: the gradient of normalize is NaN at 0 (docs/found-in-keras.md)"},
     "layers.MaxNumBoundingBoxes": {"T408": _AUGMENTS, "C101": _LOST, "S207": "its inputs are boxes, not sequences"},

@@ -137,6 +137,9 @@ def test_what_computes_in_float32_inside_is_held_against_float32():
     dense = keras.layers.Dense(3, activation="tanh")
     dense.build((None, 4))
     assert kustom.check_gradient(dense, RNG.normal(size=(2, 4))).precision == "float32"
+    # At 0, too, where a step by the number's own size would move nothing.
+    shifted = kustom.check_gradient(lambda x: ops.cast(ops.sin(ops.cast(x, "float32") + 1.3), "float64"), np.zeros(3))
+    assert shifted.precision == "float32"
 
 
 def test_a_function_that_is_not_deterministic_is_told():

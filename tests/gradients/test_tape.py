@@ -669,6 +669,21 @@ def test_one_persistent_tape_gives_second_order_inside_its_block():
     close(tape.gradient(g, x), -np.sin(array(x)))
 
 
+def test_a_derivative_that_the_backend_has_not_is_an_error_and_no_zero():
+    def slope(x):
+        return kustom.grad(lambda x: ops.sum(ops.hard_sigmoid(x) ** 2))(x)
+
+    x = tensor([0.3])
+    if BACKEND == "torch":
+        with pytest.raises(RuntimeError, match="hardsigmoid_backward is not implemented"):
+            kustom.grad(lambda x: ops.sum(slope(x)))(x)
+    else:
+        close(kustom.grad(lambda x: ops.sum(slope(x)))(x), [2 / 36])
+    # Computed before the recording it is a number like any other.
+    before = slope(x)
+    close(kustom.grad(lambda y: ops.sum(y * before))(x), array(before))
+
+
 def test_the_hessians_of_the_notebooks_function(pair):
     with kustom.GradientTape(persistent=True) as outer:
         with kustom.GradientTape() as inner:

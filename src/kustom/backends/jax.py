@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.core
+import jax.monitoring
 import numpy as np
 from jax.extend import core as extend
 from keras import ops
@@ -106,3 +107,23 @@ def shared(array: Any) -> Any:
 def seen(value: Any) -> Any:
     """A variable's value as an array that is only read: on a CPU the value's own memory, of which a copy takes long."""
     return np.asarray(value)
+
+
+# Every program has pages of its own, and the system allows a process so many: one that compiles on and on ends without a word.
+PROGRAMS = 2000
+_compiled: list[int] = []
+
+
+def free_programs() -> None:
+    """Have JAX forget what it has compiled since this was first asked, where that is much: it is kept for as long as it runs."""
+    if not _compiled:
+        _compiled.append(0)
+        jax.monitoring.register_event_duration_secs_listener(_count)
+    elif _compiled[0] > PROGRAMS:
+        jax.clear_caches()
+        _compiled[0] = 0
+
+
+def _count(event: str, duration_secs: float, **kwargs: Any) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        _compiled[0] += 1

@@ -114,3 +114,7 @@ def shared(array: Any) -> Any:
 def seen(value: Any) -> Any:
     """A variable's value as an array that is only read: on a CPU the value's own memory, of which a copy takes long."""
     return value.detach().cpu().numpy()
+
+
+def free_programs() -> None:
+    """JAX's programs fill a process's memory; those of PyTorch end with the functions that they were compiled for."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -209,3 +209,24 @@ def same(a: Any, b: Any, units: float = 64.0) -> bool:
     """Whether two structures of arrays are equal as far as float32 can tell after some operations in another order."""
     flat_a, flat_b = keras.tree.flatten(a), keras.tree.flatten(b)
     return len(flat_a) == len(flat_b) and worst(a, b)[0] <= units
+
+
+def shape_of(x: Any, batch: int | None) -> Any:
+    """The shape of an array, or of each in a structure, for a batch of that size."""
+    return mapped(lambda leaf: (batch, *leaf.shape[1:]) if leaf.ndim else (), x)
+
+
+def shapes_in(said: Any) -> list[tuple[Any, ...]]:
+    """The shapes in what `compute_output_shape` returned, in their order."""
+    if isinstance(said, tuple | list) and all(size is None or isinstance(size, int | np.integer) for size in said):
+        return [tuple(said)]
+    if not isinstance(said, dict | tuple | list):
+        # Keras makes a tuple of what else it is given, such as TensorFlow's own shape.
+        return [tuple(said)] if isinstance(said, Iterable) else []
+    values = said.values() if isinstance(said, dict) else said
+    return [shape for each in values for shape in shapes_in(each)]
+
+
+def fits(symbolic: tuple[Any, ...], real: tuple[int, ...]) -> bool:
+    """Whether a shape is the one that was said, of which some sizes may be unknown."""
+    return len(symbolic) == len(real) and all(s is None or s == r for s, r in zip(symbolic, real, strict=True))

@@ -38,17 +38,32 @@ def copy_or_itself(subject: Any) -> Any:
 
 @contextlib.contextmanager
 def part(subject: Any) -> Iterator[tuple[Any, tuple[Any, ...]]]:
-    """The part and its arguments, in float64, inside a scope in which that is kept."""
+    """The part and its arguments, in float64, inside a scope in which that is kept.
+
+    Raises:
+        SubjectError: The part does not compute in float64.
+    """
     args = tuple(calls.mapped(_double, x) for x in subject.inputs.arguments(batch=2))
     with current().double_precision(), private.wide_floats():
         if subject.kind not in ("layer", "model"):
-            yield _loss_in_doubles(subject), args
+            made = _loss_in_doubles(subject)
+            _refuse_single(subject, made, args)
+            yield made, args
             return
         with policy("float64"), retyped(subject, "float64") as made:
-            calls.call(subject, made, *args)
+            _refuse_single(subject, made, args)
             if made is not subject.instance():
                 calls.moved(made, subject.rng("weights"))
             yield made, args
+
+
+def _refuse_single(subject: Any, made: Any, args: tuple[Any, ...]) -> None:
+    try:
+        calls.call(subject, made, *args)
+    except Exception as error:
+        # Whatever a part raises that runs in float32: a backend without a kernel, two dtypes in one sum.
+        text = " ".join(str(error).split())
+        raise SubjectError(f"it does not compute in float64: {type(error).__name__}: {text[:160]}") from error
 
 
 @contextlib.contextmanager

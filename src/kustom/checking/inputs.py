@@ -8,85 +8,21 @@ that clips is looked at where it does not. For a layer the ranks are tried that 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from kustom.backends import keras as private
 from kustom.checking import calls
-from kustom.errors import SubjectError, UsageError
+from kustom.checking.domains import AT_ENDS, ENDS, INTEGERS, PAIRS, SAMPLES, Domain, Shape, draw
+from kustom.errors import SubjectError
 
-__all__ = ["DOMAINS", "ENDS", "INTEGERS", "Inputs", "draw"]
-
-Shape = tuple[int, ...]
-
-
-def _probabilities(rng: np.random.Generator, shape: Shape) -> np.ndarray:
-    if not shape or shape[-1] == 1:
-        return rng.uniform(0.05, 0.95, shape)
-    x = np.exp(rng.normal(size=shape))
-    return x / x.sum(axis=-1, keepdims=True)
-
-
-DOMAINS: dict[str, Callable[[np.random.Generator, Shape], np.ndarray]] = {
-    "reals": lambda rng, shape: rng.normal(size=shape),
-    "positive": lambda rng, shape: np.exp(rng.normal(size=shape)),
-    "unit": lambda rng, shape: rng.uniform(0.02, 0.98, shape),
-    "probabilities": _probabilities,
-    "one_hot": lambda rng, shape: np.eye(shape[-1])[rng.integers(0, shape[-1], shape[:-1])],
-    "binary": lambda rng, shape: rng.integers(0, 2, shape).astype(float),
-    "signs": lambda rng, shape: rng.choice([-1.0, 1.0], shape),
-    "ids": lambda rng, shape: rng.integers(0, 2, shape),
-}
-INTEGERS = ("ids",)
-# The least and the largest number of a domain that has them: a softmax that is sure gives exactly 0 and 1.
-ENDS = {"unit": (0.0, 1.0), "probabilities": (0.0, 1.0)}
-# Domains of targets that are at those ends, or may be.
-_AT_ENDS = (*ENDS, "one_hot", "binary", *INTEGERS)
-
-Domain = Any  # a name in DOMAINS, or a pair of bounds
-
-
-def draw(domain: Domain, rng: np.random.Generator, shape: Shape, dtype: str = "float32") -> np.ndarray:
-    """Numbers of a domain.
-
-    Raises:
-        UsageError: There is no such domain.
-    """
-    if isinstance(domain, tuple | list) and len(domain) == 2 and all(isinstance(bound, int | float) for bound in domain):
-        return rng.uniform(domain[0], domain[1], shape).astype(dtype)
-    if domain not in DOMAINS:
-        raise UsageError(f"there is no domain {domain!r}; they are {', '.join(DOMAINS)}, or a pair of bounds.")
-    return DOMAINS[domain](rng, shape).astype("int32" if domain in INTEGERS else dtype)
-
-
-# For a loss or metric: the domains of y_true and y_pred, and whether y_true has one entry a sample.
-PAIRS: tuple[tuple[str, str, bool], ...] = (
-    ("reals", "reals", False),
-    ("probabilities", "probabilities", False),
-    ("unit", "unit", False),
-    ("positive", "positive", False),
-    ("binary", "unit", False),
-    ("one_hot", "probabilities", False),
-    ("ids", "probabilities", True),
-    ("ids", "reals", True),
-)
+__all__ = ["Inputs"]
 
 _REALS, _SHARES = PAIRS[:2]
-
-# For a layer or model: the shape of one sample, and whether it is of integers.
-SAMPLES: tuple[tuple[Shape, str], ...] = (
-    ((4,), "reals"),
-    ((5, 4), "reals"),
-    ((8, 8, 3), "reals"),
-    ((5,), "ids"),
-    ((), "ids"),
-    ((4, 4, 4, 2), "reals"),
-    ((3, 8, 8, 3), "reals"),
-    ((3, 3, 8, 8, 2), "reals"),
-)
 
 
 class Inputs:
@@ -133,7 +69,7 @@ class Inputs:
         return self.subject.once("pair", self._find_pair)
 
     def has_ends(self) -> bool:
-        """Whether targets and predictions of a loss may be the least and the largest of their domain, exactly 0 and 1.
+        """Whether targets and predictions may be the least and the largest of their domain, exactly 0 and 1.
 
         Where the domain was found by trying, numbers that add up to 1 may stand for any that are positive. They are
         probabilities to it if targets of 0 and 1 are taken, and predictions above 1 are not, or are rewarded.
@@ -144,7 +80,7 @@ class Inputs:
         true, pred, _ = self.pair_domain()
         if not isinstance(pred, str):
             return true == pred
-        if pred not in ENDS or true not in _AT_ENDS:
+        if pred not in ENDS or true not in AT_ENDS:
             return False
         if self.domain is not None or true not in ENDS:
             return True
@@ -156,17 +92,51 @@ class Inputs:
         return of_positive is None or _is_negative_outside(of_positive, of_shares)
 
     def _values(self, domains: tuple[Domain, Domain, bool]) -> np.ndarray | None:
-        """What a loss gives for each sample of these domains; None where it refuses them, or is not finite."""
+        """What a loss or metric gives for each sample of these domains; None where it refuses them, or is not finite."""
+        one_by_one = self.subject.kind == "metric"
+        args = self._pair(domains, 8 if one_by_one else 32, self.subject.rng("ends"))
+        rows = [tuple(x[k : k + 1] for x in args) for k in range(len(args[0]))] if one_by_one else [args]
         try:
-            value = calls.value_of(self.subject, *self._pair(domains, 32, self.subject.rng("ends")))
+            value = np.concatenate([calls.value_of(self.subject, *row) for row in rows])
         except Exception:
             # Whatever a part raises for inputs that may not be its own.
             return None
-        return np.asarray(value) if np.all(np.isfinite(value)) else None
+        return value if np.all(np.isfinite(value)) else None
 
     def sample(self) -> tuple[tuple[Shape, str], ...]:
         """For each argument of a layer's call the shape of a sample and its domain."""
         return self.subject.once("sample", self._find_sample)
+
+    def others(self) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+        """What else was made for the part and runs here: each a candidate for `take`, and its arguments."""
+        if self.given is not None:
+            return
+        rng = self.subject.rng("inputs")
+        if self.subject.kind in ("loss", "metric") and self.domain is None:
+            for domains in PAIRS:
+                if domains != self.pair_domain() and self._share(domains) >= 0:
+                    yield domains, self._pair(domains, 3, rng)
+        elif self.subject.kind in ("layer", "model"):
+            for candidate in self._candidates():
+                args = self._sample(candidate, 3, rng)
+                if candidate != self.sample() and self._runs_on(candidate, args) is not None and self._fits_instance(args):
+                    yield candidate, args
+
+    def take(self, candidate: Any) -> None:
+        """Take another candidate from now on, and forget what was found with the last."""
+        known = self.subject.known
+        for name in ("ends", "scale", "steady", "draws"):
+            known.pop(name, None)
+        known["pair" if self.subject.kind in ("loss", "metric") else "sample"] = candidate
+
+    def _fits_instance(self, args: tuple[Any, ...]) -> bool:
+        """Whether the part that was given takes these, too: it may be built for others."""
+        try:
+            calls.call(self.subject, self.subject.instance(), *args)
+        except Exception:
+            # As in `_runs_on`.
+            return False
+        return True
 
     def _pair(self, domains: tuple[Domain, Domain, bool], batch: int, rng: np.random.Generator) -> tuple[Any, ...]:
         shape = (batch, 4)
@@ -226,33 +196,77 @@ class Inputs:
         return tuple(made)
 
     def _find_sample(self) -> tuple[tuple[Any, str], ...]:
-        """The first on which it runs and which matters to it; one that rounds its numbers is meant to be given integers."""
+        """The first on which it runs, which matters to it, and of which it promises the shape that comes out.
+
+        One that rounds its numbers is meant to be given integers; one whose `compute_output_shape` is of images is meant to be
+        given these, though it may run on a sequence. Where it promises right for nothing it is S202 that says so.
+        """
         runs: list[tuple[tuple[Any, str], ...]] = []
+        matters: list[tuple[tuple[Any, str], ...]] = []
         for candidate in self._candidates():
-            try:
-                layer = self.subject.make()
-            except SubjectError:
-                layer = self.subject.instance()
             args = self._sample(candidate, 3, self.subject.rng("domain"))
+            layer = self._runs_on(candidate, args)
+            if layer is None:
+                continue
+            runs.append(candidate)
             try:
-                outputs = _numbers(layer(*args, **calls.training_of(self.subject)))
-                if not all(np.all(np.isfinite(y)) for y in outputs):
-                    self.failures.append((_described(candidate), ArithmeticError("its result is not finite")))
-                    continue
-                runs.append(candidate)
                 nearby = calls.mapped(lambda x: x * 1.001 if x.dtype.kind == "f" else x + 1, args)
-                moved = _numbers(layer(*nearby, **calls.training_of(self.subject)))
+                given, moved = (_numbers(layer(*each, **calls.training_of(self.subject))) for each in (args, nearby))
             except Exception as error:
-                # As above.
+                # As in `_runs_on`.
                 self.failures.append((_described(candidate), error))
                 continue
-            if any(not np.array_equal(a, b) for a, b in zip(outputs, moved, strict=True)):
-                return candidate
+            if any(not np.array_equal(a, b) for a, b in zip(given, moved, strict=True)):
+                if self._is_as_promised(candidate):
+                    return candidate
+                matters.append(candidate)
             if len(runs) > 4:
                 break
         if runs:
-            return runs[0]
+            return [*matters, *runs][0]
         raise SubjectError("no inputs were found on which it runs; give inputs=")
+
+    def _runs_on(self, candidate: tuple[tuple[Any, str], ...], args: tuple[Any, ...]) -> Any:
+        """A layer that has been called with these; None where it refuses them, or its result is not finite."""
+        try:
+            layer = self.subject.make()
+        except SubjectError:
+            layer = self.subject.instance()
+        try:
+            outputs = _numbers(layer(*args, **calls.training_of(self.subject)))
+        except Exception as error:
+            # Whatever a part raises for inputs that may not be its own; B601 judges, where none are found.
+            self.failures.append((_described(candidate), error))
+            return None
+        if not all(np.all(np.isfinite(y)) for y in outputs):
+            self.failures.append((_described(candidate), ArithmeticError("its result is not finite")))
+            return None
+        return layer
+
+    def _is_as_promised(self, candidate: tuple[tuple[Any, str], ...]) -> bool:
+        """Whether a `compute_output_shape` of the layer's own gives the shapes that come out.
+
+        For other sizes than the candidate's, so that it is not by chance that two of them are the same.
+        """
+        try:
+            layer = self.subject.make()
+        except SubjectError:
+            return True
+        if private.is_default(layer.compute_output_shape) or private.is_functional(layer):
+            return True
+        other = tuple((_larger(shape), domain) for shape, domain in candidate)
+        args = self._sample(other, 7, self.subject.rng("promise"))
+        try:
+            shapes = [y.shape for y in _numbers(layer(*args, **calls.training_of(self.subject)))]
+            said = calls.shapes_in(layer.compute_output_shape(*(calls.shape_of(x, 7) for x in args)))
+        except NotImplementedError:
+            # Keras's own word for a layer whose shape it cannot tell.
+            return True
+        except Exception:
+            # Whatever a part raises for a shape that may not be for it.
+            return False
+        # What has lost its batch was made of inputs that had no other axis.
+        return len(said) == len(shapes) and all(map(calls.fits, said, shapes)) and all(shape[:1] == (7,) for shape in shapes)
 
     def _candidates(self) -> Iterator[tuple[tuple[Any, str], ...]]:
         instance = self.subject.instance()
@@ -269,6 +283,10 @@ class Inputs:
         if count == 1:
             for shape in ((4,), (5, 4)):
                 yield ((shape, reals),) * 2
+
+
+def _larger(shape: Any) -> Any:
+    return [_larger(each) for each in shape] if isinstance(shape, list) else tuple(size + 2 for size in shape)
 
 
 def _numbers(outputs: Any) -> list[np.ndarray]:

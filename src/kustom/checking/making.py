@@ -62,8 +62,8 @@ class Making:
 
     @property
     def _is_named(self) -> bool:
-        """Whether a module holds the part itself under its name: a class, a function, a decorated one."""
-        return self.is_class or isinstance(self.part, types.FunctionType) or "fn" in vars(self.part)
+        """Whether a module holds the part itself under its name: a class, a function."""
+        return hasattr(self.part, "__qualname__")
 
     def _from_factory(self) -> tuple[Any, Any]:
         assert self._factory is not None

@@ -21,8 +21,8 @@ from keras import ops
 
 from kustom.backends import current
 from kustom.backends import keras as private
+from kustom.checking.domains import draw
 from kustom.checking.finding import Finding
-from kustom.checking.inputs import draw
 from kustom.checking.making import parameters_of
 from kustom.checking.optional import library
 from kustom.checking.rules import load

@@ -14,6 +14,7 @@ from typing import Any
 
 import keras
 
+from kustom.backends import current
 from kustom.checking.finding import Finding, Measured, NotChecked, NotRun, Outcome, Passed, Undecided
 from kustom.checking.processes import POOL
 from kustom.checking.report import Report
@@ -164,6 +165,8 @@ def _elsewhere(subject: Subject, each: Rule, done: dict[str, list[Outcome]], bac
 
 
 def _outcomes(subject: Subject, each: Rule, done: dict[str, list[Outcome]]) -> list[Outcome]:
+    # What was compiled for one check serves no other.
+    current().free_programs()
     missing = tuple(code for code in each.needs if not all(isinstance(o, Passed) for o in done.get(code, [])))
     if missing:
         return [NotRun(each.code, subject.name, missing)]

@@ -77,7 +77,7 @@ def outputs_and_noise(subject: Any, args: tuple[Any, ...], dtype: str = "float32
 
 def rounded(x: Any, epsilon: float, rng: np.random.Generator) -> Any:
     """Floating numbers, each moved by a rounding up or down."""
-    x = np.asarray(x) if not isinstance(x, str | type(None)) else x
+    x = np.asarray(x) if not isinstance(x, str | int | type(None)) else x
     if not isinstance(x, np.ndarray) or x.dtype.kind != "f":
         return x
     return (x * (1 + epsilon * rng.choice([-1.0, 1.0], x.shape))).astype(x.dtype)

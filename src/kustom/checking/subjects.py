@@ -26,7 +26,8 @@ import numpy as np
 from keras import ops
 
 from kustom.checking import making
-from kustom.checking.inputs import Inputs, draw
+from kustom.checking.domains import draw
+from kustom.checking.inputs import Inputs
 from kustom.checking.rules import KINDS
 from kustom.errors import SubjectError, did_you_mean, refuse_tf_keras
 
@@ -47,7 +48,7 @@ BASES: dict[str, type] = {
 TAGS: dict[str, type] = {
     "couples_batch": bool,  # what comes out for a sample depends on the others of its batch
     "distance": bool,  # a loss that is 0 where y_pred = y_true and never negative; a regularizer: 0 at 0
-    "domain": str,  # of its inputs: see `kustom.checking.inputs.DOMAINS`
+    "domain": str,  # of its inputs: see `kustom.checking.domains.DOMAINS`
     "needs_training": bool,  # it cannot be called outside of training
     "no_gradient": bool,  # it is not meant to be differentiated
     "nondeterministic": bool,  # two calls on the same inputs may differ, in inference too

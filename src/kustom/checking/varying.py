@@ -133,10 +133,12 @@ def trained_by(optimizer: Any) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     variables = [keras.Variable(rng.normal(size=(3, 2)).astype("float32")) for _ in range(2)]
     copy.build(variables)
+    values, state = [v.value for v in variables], [v.value for v in copy.variables]
     for _ in range(4):
         gradients = [ops.convert_to_tensor(rng.normal(size=(3, 2)).astype("float32")) for _ in variables]
-        copy.apply(gradients, variables)
-    return [calls.arrays(v) for v in variables]
+        # As fit does on JAX, where one that decides by its gradients' values cannot assign.
+        values, state = copy.stateless_apply(state, gradients, values)
+    return [calls.arrays(x) for x in values]
 
 
 def leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:

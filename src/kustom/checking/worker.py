@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 
+from kustom.backends import current
 from kustom.checking import calls, holding
 from kustom.checking.making import import_module, import_part, packed, unpacked
 from kustom.checking.rules.backends import line_of, of_the_part, one_line, refuse_foreign
@@ -77,6 +78,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {"outputs": outputs, "loaded": loade
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Do what is asked for."""
+    current().free_programs()
     operation = OPERATIONS[request.pop("operation")]
     keras.utils.set_random_seed(0)
     try:

@@ -169,8 +169,10 @@ class Function:
         rng = np.random.default_rng(0)
         seen, relative = [], []
         for _ in range(3):
-            base = [x + 1e-4 * rng.normal(size=x.shape) * np.maximum(np.abs(x), 1e-3) for x in self.inputs]
-            direction = [1e-6 * rng.normal(size=x.shape) * np.maximum(np.abs(x), 1e-3) for x in self.inputs]
+            # A 0 has no size of its own; differences take 1 there, too. By less, what computes in float32 would not move.
+            sizes = [np.where(x == 0, 1.0, np.maximum(np.abs(x), 1e-3)) for x in self.inputs]
+            base = [x + 1e-4 * rng.normal(size=x.shape) * size for x, size in zip(self.inputs, sizes, strict=True)]
+            direction = [1e-6 * rng.normal(size=x.shape) * size for x, size in zip(self.inputs, sizes, strict=True)]
             values = [self([b + k * d for b, d in zip(base, direction, strict=True)]) for k in range(5)]
             fourth = [c[0] - 4 * c[1] + 6 * c[2] - 4 * c[3] + c[4] for c in zip(*values, strict=True)]
             seen.append([float(np.max(np.abs(each), initial=0.0)) / math.sqrt(70) for each in fourth])

@@ -286,10 +286,15 @@ class Recording:
         return self._edges.get(id(tensor)) or get_gradient_edge(tensor)
 
     def _has(self, node: Any) -> bool:
-        """Whether a node was made while this recording was on. Leaves were not made, and have no number."""
+        """Whether a node was made while this recording was on. Leaves were not made, and have no number.
+
+        Nor has what stands for a derivative that torch has not; it is of the recording that what leads to it is of, so that
+        torch says so, instead of a gradient that ends there without a word.
+        """
         number = node._sequence_nr()
-        if not node.next_functions and number > 2**62:
-            return True
+        if number > 2**62:
+            children = [child for child, _ in node.next_functions if child is not None]
+            return not children or any(self._has(child) for child in children)
         return any(first <= number and (last is None or number < last) for first, last in self._spans)
 
     def _is_whole(self, start: list[Any]) -> bool:

@@ -181,16 +181,27 @@ def _elsewhere(subject: Subject, backend: str) -> Any:
     except Exception as error:
         # Whatever a config raises: C101 and C102 say so.
         return f"its config fails: {one_line(error)}"
-    args = subject.inputs.arguments()
+    answers = _asked(subject, others, recipe, subject.inputs.arguments())
+    if any(answer.error and not answer.own for answer in answers.values()):
+        # Inputs that were made for it and that one backend refuses need not be its own: others may be taken everywhere.
+        for candidate, args in subject.inputs.others():
+            again = _asked(subject, others, recipe, args)
+            if not any(answer.error or answer.broken for answer in again.values()):
+                subject.inputs.take(candidate)
+                answers = again
+                break
+    subject.known |= {f"on {name}": answer for name, answer in answers.items()}
+    return answers[backend]
+
+
+def _asked(subject: Subject, others: list[str], recipe: dict[str, Any], args: tuple[Any, ...]) -> dict[str, Answer]:
     weights = None
     if subject.kind in ("layer", "model"):
         calls.call(subject, subject.instance(), *args)
         weights = calls.float_weights(subject.instance())
     for name in others:
         POOL.send(name, "outputs", recipe, args=args, weights=weights)
-    for name in others:
-        subject.known[f"on {name}"] = POOL.receive(name)
-    return subject.known[f"on {backend}"]
+    return {name: POOL.receive(name) for name in others}
 
 
 def _runs_here(subject: Subject) -> Iterator[Measured | Undecided]:

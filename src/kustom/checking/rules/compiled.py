@@ -42,7 +42,7 @@ def compiled_is_eager(subject: Subject, variant: str) -> Iterator[Measured | Und
         yield Undecided("it draws random numbers, which a backend draws otherwise when it compiles")
         return
     part = subject.instance()
-    compiled = function(lambda *args: calls.call_on_tensors(subject, part, args))
+    compiled = function(lambda *args: calls.call_on_tensors(subject, part, args), compiler=_compiler(part))
     rng = subject.rng("T404")
     for _ in range(2):
         args = subject.inputs.arguments(rng=rng)
@@ -68,6 +68,13 @@ def compiled_is_eager(subject: Subject, variant: str) -> Iterator[Measured | Und
                 message = f"compiled it gives {shown(b)}, eagerly {shown(a)}"
                 yield Measured(message, got=shown(b), expected=shown(a), reproducer=_compile(subject))
                 return
+
+
+def _compiler(part: Any) -> str | None:
+    """A graph alone where a layer says that XLA has not its operations, as fit does; else what is usual."""
+    layers = [part, *private.descendants(part)] if isinstance(part, keras.layers.Layer) else []
+    on_graph = keras.backend.backend() == "tensorflow" and not all(layer.supports_jit for layer in layers)
+    return "graph" if on_graph else None
 
 
 def _compile(subject: Subject) -> str:
@@ -115,7 +122,7 @@ def state_survives_compilation(subject: Subject) -> Iterator[Measured | Undecide
     state, others = ([v for v in each.variables if calls.is_floating(v)] for each in (part, other))
     for mine, theirs in zip(state, others, strict=True):
         theirs.assign(mine)
-    step = function(lambda *given: other(*given, **mode))
+    step = function(lambda *given: other(*given, **mode), compiler=_compiler(other))
     for _ in range(2):
         part(*calls.tensors(args), **mode)
         step(*calls.tensors(args))

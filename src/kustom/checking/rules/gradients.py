@@ -14,8 +14,8 @@ import numpy as np
 from keras import ops
 
 from kustom.checking import calls, doubles, steadiness
+from kustom.checking.domains import ENDS, INTEGERS
 from kustom.checking.finding import Measured, Undecided, shown
-from kustom.checking.inputs import ENDS, INTEGERS
 from kustom.checking.rules import DIFFERENTIABLE, rule
 from kustom.checking.rules.backends import failed, one_line
 from kustom.checking.subjects import Subject, tensor_text
@@ -217,8 +217,8 @@ def _of_a_loss(subject: Subject, args: tuple[Any, ...]) -> Iterator[tuple[str, t
 
 
 def ends(subject: Subject) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Where the targets of a loss, or targets and predictions, are at the ends of their domain: one-hot, and right and sure."""
-    if subject.kind != "loss" or subject.inputs.user_given or not subject.inputs.has_ends():
+    """Where targets, or targets and predictions, are at the ends of their domain: one-hot, and right and sure."""
+    if subject.kind not in ("loss", "metric") or subject.inputs.user_given or not subject.inputs.has_ends():
         return
     y_true, y_pred = subject.inputs.arguments()
     true_domain, pred_domain, _ = subject.inputs.pair_domain()
@@ -238,7 +238,9 @@ def _value_and_gradients(
     watched = [x for x in calls.flat(given) if calls.is_floating(x)]
     with GradientTape(persistent=True) as tape:
         tape.watch(watched)
-        made = calls.call_on_tensors(subject, instance, given)
+        # Copies, as a layer is given what another computed: one that writes in place may do so with a result, not with a leaf.
+        copied = calls.mapped(lambda x: ops.copy(x) if ops.is_tensor(x) and calls.is_floating(x) else x, given)
+        made = calls.call_on_tensors(subject, instance, copied)
         outputs = [y for y in calls.flat(made) if ops.is_tensor(y) and calls.is_floating(y)]
         total = sum((ops.sum(y) for y in outputs[1:]), ops.sum(outputs[0])) if outputs else ops.zeros(())
     gradients = tape.gradient(total, watched)
@@ -340,7 +342,7 @@ def second_order_equals_differences(subject: Subject) -> Iterator[Measured | Und
         return
     except Exception as error:
         # Whatever a gradient raises that cannot be differentiated again; of an operation of the backend's own it is its word.
-        if "not implemented" in str(error) or "not differentiable" in str(error):
+        if any(said in str(error) for said in ("not implemented", "not differentiable", "gradient registry has no entry")):
             yield Undecided(one_line(error))
             return
         yield failed(subject, error, "its gradient cannot be differentiated")

@@ -13,8 +13,8 @@ import numpy as np
 from keras import ops
 
 from kustom.checking import calls, doubles, steadiness, varying
+from kustom.checking.domains import draw
 from kustom.checking.finding import Measured, Undecided, shown
-from kustom.checking.inputs import draw
 from kustom.checking.rules import rule
 from kustom.checking.rules.gradients import ends, extremes
 from kustom.checking.subjects import Subject, policy, tensor_text
@@ -74,6 +74,7 @@ def _points(subject: Subject) -> Iterator[tuple[str, tuple[Any, ...]]]:
             zeros = np.zeros_like(y_true)
             yield "at y_true = y_pred = 0", (zeros, zeros.copy())
             yield "at y_pred = y_true", (y_true, y_true.copy())
+        yield from ends(subject)
         return
     for name, args in extremes(subject):
         if not (name.endswith("= 0") and subject.kind == "loss" and scale_is_nothing(subject)):

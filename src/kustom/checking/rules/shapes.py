@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -54,7 +54,7 @@ def works_symbolically(subject: Subject, backend: str) -> Iterator[Measured | Un
     if real is None:
         yield Undecided("it returns None: see T402")
         return
-    if len(symbolic) != len(real) or not all(_fits(s, r) for s, r in zip(symbolic, real, strict=True)):
+    if len(symbolic) != len(real) or not all(calls.fits(s, r) for s, r in zip(symbolic, real, strict=True)):
         yield Measured(
             f"for symbolic inputs it says {shown(symbolic)}, for arrays {shown(real)} comes out",
             got=shown(symbolic),
@@ -98,10 +98,6 @@ def _symbols(args: Any) -> Any:
     return calls.mapped(lambda x: keras.Input(x.shape[1:], dtype=str(x.dtype)) if x.ndim else x, args)
 
 
-def _fits(symbolic: tuple[Any, ...], real: tuple[int, ...]) -> bool:
-    return len(symbolic) == len(real) and all(s is None or s == r for s, r in zip(symbolic, real, strict=True))
-
-
 @rule(
     "S202",
     kinds=("layer", "model"),
@@ -123,7 +119,7 @@ def output_shape_is_as_computed(subject: Subject) -> Iterator[Measured | Undecid
         return
     for batch in (3, 1, None):
         args = subject.inputs.arguments(batch=batch or 3)
-        shapes = [_shape_of(x, batch) for x in args]
+        shapes = [calls.shape_of(x, batch) for x in args]
         real = _returned_shapes(subject, part, args)
         if real is None:
             yield Undecided("it returns None: see T402")
@@ -138,8 +134,8 @@ def output_shape_is_as_computed(subject: Subject) -> Iterator[Measured | Undecid
             call = f"compute_output_shape({', '.join(map(str, shapes))})"
             yield failed(subject, error, f"{call} fails", shows=(f"part.{call}",))
             return
-        flat = _shapes_in(said)
-        if len(flat) != len(real) or not all(_fits(s, r) for s, r in zip(flat, real, strict=True)):
+        flat = calls.shapes_in(said)
+        if len(flat) != len(real) or not all(calls.fits(s, r) for s, r in zip(flat, real, strict=True)):
             yield Measured(
                 f"compute_output_shape({', '.join(map(str, shapes))}) is {shown(flat)}, and {shown(real)} comes out",
                 input=shown(shapes),
@@ -148,20 +144,6 @@ def output_shape_is_as_computed(subject: Subject) -> Iterator[Measured | Undecid
                 reproducer=subject.reproducer(f"print(part.compute_output_shape({', '.join(map(str, shapes))}))"),
             )
             return
-
-
-def _shape_of(x: Any, batch: int | None) -> Any:
-    return calls.mapped(lambda leaf: (batch, *leaf.shape[1:]) if leaf.ndim else (), x)
-
-
-def _shapes_in(said: Any) -> list[tuple[Any, ...]]:
-    if isinstance(said, tuple | list) and all(size is None or isinstance(size, int | np.integer) for size in said):
-        return [tuple(said)]
-    if not isinstance(said, dict | tuple | list):
-        # Keras makes a tuple of what else it is given, such as TensorFlow's own shape.
-        return [tuple(said)] if isinstance(said, Iterable) else []
-    values = said.values() if isinstance(said, dict) else said
-    return [shape for each in values for shape in _shapes_in(each)]
 
 
 @rule(
@@ -273,7 +255,8 @@ def shape_and_dtype_are_kept(subject: Subject) -> Iterator[Measured | Undecided]
 def _no_kernel(error: Exception) -> bool:
     """Whether a backend says that it has no such function for a dtype, as some have for half precision on a processor."""
     text = str(error).lower()
-    return any(each in text for each in ("not implemented for", "could not find device", "unsupported dtype", "no opkernel"))
+    said = ("not implemented for", "could not find device", "unsupported dtype", "no opkernel", "in the list of allowed values")
+    return any(each in text for each in said)
 
 
 @rule(

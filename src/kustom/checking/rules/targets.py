@@ -11,8 +11,8 @@ from keras import ops
 
 from kustom.backends import keras as private
 from kustom.checking import calls
+from kustom.checking.domains import INTEGERS
 from kustom.checking.finding import Measured, Undecided, shown
-from kustom.checking.inputs import INTEGERS
 from kustom.checking.rules import rule
 from kustom.checking.rules.backends import failed, of_the_part
 from kustom.checking.subjects import Subject
@@ -140,7 +140,7 @@ def targets_are_aligned(subject: Subject) -> Iterator[Measured | Undecided]:
     true_domain, pred_domain, sparse = subject.inputs.pair_domain() if not subject.inputs.user_given else ("reals", "reals", False)
     if sparse or true_domain in INTEGERS:
         return
-    from kustom.checking.inputs import draw
+    from kustom.checking.domains import draw
 
     rng = subject.rng("S208")
     y_pred = draw(pred_domain, rng, (6, 1))

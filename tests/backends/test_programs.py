@@ -1,0 +1,32 @@
+"""What a backend has compiled can be freed, so that a process which checks many parts does not end of them."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from kustom.backends import current
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX alone keeps what it has compiled")
+def test_programs_are_counted_and_freed(monkeypatch):
+    import jax
+
+    current().free_programs()
+    before = current()._compiled[0]
+    double = jax.jit(lambda x: ops.sin(x) * 2.0)
+    double(np.ones(7, "float32"))
+    assert current()._compiled[0] > before
+    monkeypatch.setattr(current(), "PROGRAMS", 0)
+    assert double._cache_size() == 1
+    current().free_programs()
+    assert double._cache_size() == 0
+    assert current()._compiled == [0]
+
+
+def test_what_was_compiled_before_runs_on():
+    double = ops.ones((3,)) * 2.0
+    current().free_programs()
+    assert np.array_equal(ops.convert_to_numpy(double), [2.0, 2.0, 2.0])
