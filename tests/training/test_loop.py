@@ -355,6 +355,16 @@ def test_validation():
     assert loop.evaluate(X, Y, return_dict=False) == pytest.approx(list(loop.evaluate(X, Y).values()))
     history = loop.fit(X, Y, epochs=3, validation_data=(X, Y), validation_freq=[3], verbose=0)
     assert len(history.history["val_mse"]) == 1
+    history = loop.fit(X, Y, epochs=3, validation_data=[X, Y], validation_freq=np.int64(2), verbose=0)
+    assert len(history.history["val_mse"]) == 1
+
+
+@pytest.mark.parametrize("frequency", [0, 2.0, "2", None])
+def test_how_often_to_validate_is_refused_before_anything_is_trained(frequency):
+    _, optimizer, step = regression()
+    with pytest.raises(errors.SettingError, match="validation_freq="):
+        kustom.Loop(step, eval_step=step).fit(X, Y, validation_data=(X, Y), validation_freq=frequency, verbose=0)
+    assert int(optimizer.iterations) == 0
 
 
 @pytest.mark.parametrize("given", ["several inputs", "several targets", "a split", "batches"])
@@ -440,6 +450,8 @@ def test_a_generator_is_used_up_and_what_is_left_is_kept():
         ({"verbose": 3}, errors.SettingError, "'auto', 0"),
         ({"epochs": -1}, errors.SettingError, "epochs=-1"),
         ({"epochs": 1.5}, errors.SettingError, "epochs=1.5"),
+        ({"seed": -1}, errors.SettingError, "seed=-1"),
+        ({"seed": "first"}, errors.SettingError, "seed='first'"),
         ({"validation_split": 0.5}, errors.StepError, "eval_step"),
         ({"validation_split": 0.5, "validation_data": (X, Y)}, errors.SettingError, "give one"),
         ({"y": None}, errors.StepError, "the step takes"),
@@ -470,6 +482,8 @@ def test_what_a_loop_is_made_of():
         kustom.Loop(3)
     with pytest.raises(errors.SettingError, match=r"keras\.metrics\.Metric"):
         kustom.Loop(lambda x: None, metrics=["mae"])
+    with pytest.raises(errors.SettingError, match="metrics is Mean; give a list"):
+        kustom.Loop(lambda x: None, metrics=keras.metrics.Mean())
     with pytest.raises(errors.SettingError, match="'mean'"):
         kustom.Loop(lambda x: None, metrics=[keras.metrics.Mean(name="mean"), keras.metrics.Mean(name="mean")])
     with pytest.raises(errors.StepError, match="eval_step"):

@@ -151,6 +151,8 @@ class Loop:
             raise SettingError(f"on_nonfinite={on_nonfinite!r}; expected one of {', '.join(map(repr, ON_NONFINITE))}.")
         whole_number(epochs, "epochs", 0)
         whole_number(initial_epoch, "initial_epoch", 0)
+        if seed is not None:
+            whole_number(seed, "seed", 0)
         way, compiler = parse("eager" if run_eagerly else execution)
         if validation_split:
             if validation_data is not None:
@@ -239,6 +241,8 @@ class Loop:
 def _named(metrics: Any) -> dict[str, keras.metrics.Metric]:
     if metrics is None:
         return {}
+    if not isinstance(metrics, list | tuple | Mapping):
+        raise SettingError(f"metrics is {type(metrics).__name__}; give a list of metrics, or a dict that names them.")
     pairs: list[Any] = list(metrics.items()) if isinstance(metrics, Mapping) else [(getattr(m, "name", None), m) for m in metrics]
     for name, metric in pairs:
         if not isinstance(metric, keras.metrics.Metric):

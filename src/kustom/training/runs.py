@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -11,7 +10,7 @@ from keras import ops
 
 from kustom.backends import keras as private
 from kustom.errors import SettingError
-from kustom.training.data import open_source
+from kustom.training.data import gives_batches, open_source
 from kustom.training.execution import Place, Runner
 from kustom.training.function import Entry
 from kustom.training.history import History
@@ -157,17 +156,19 @@ class Validation:
         data: Any,
         batch_size: int | None,
         steps: int | None,
-        frequency: int | Sequence[int],
+        frequency: Any,
         way: str,
         compiler: str | None,
     ) -> None:
-        given = data if isinstance(data, tuple) else (data,)
+        # A list is what Keras takes it for, unless it is one of batches.
+        is_one = isinstance(data, tuple) or (isinstance(data, list) and not gives_batches(data))
+        given = tuple(data) if is_one else (data,)
         if not 1 <= len(given) <= 3:
             raise SettingError(
-                f"validation_data is a tuple of {len(given)}; expected (x,), (x, y) or (x, y, sample_weight), each of which may "
-                "hold several arrays, or a list of batches."
+                f"validation_data is a {type(data).__name__} of {len(given)}; expected (x,), (x, y) or (x, y, "
+                "sample_weight), each of which may hold several arrays, or a list of batches."
             )
-        if isinstance(frequency, int):
+        if not isinstance(frequency, list | tuple | range | set):
             whole_number(frequency, "validation_freq", 1)
         self._frequency = frequency
         self._loop = loop
@@ -180,7 +181,7 @@ class Validation:
 
     def is_due(self, epoch: int) -> bool:
         frequency = self._frequency
-        return (epoch + 1) % frequency == 0 if isinstance(frequency, int) else epoch + 1 in frequency
+        return epoch + 1 in frequency if isinstance(frequency, list | tuple | range | set) else (epoch + 1) % frequency == 0
 
     def run(self, hooks: Hooks) -> dict[str, Any]:
         source = self._source or open_source(*self._data, **self._options)
