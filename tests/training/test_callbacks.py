@@ -347,3 +347,35 @@ def test_a_schedule_of_the_rate_where_several_optimizers_are_applied_is_refused(
     with pytest.raises(errors.CallbackError, match="LearningRateScheduler sets what the optimizer of its model has"):
         loop.fit(X, Y, callbacks=[schedule], verbose=0)
     assert [float(optimizer.learning_rate) for optimizer, _ in parts] == pytest.approx([0.1, 0.1])
+
+
+MONITORS = {
+    "EarlyStopping": lambda monitor: keras.callbacks.EarlyStopping(monitor, patience=5),
+    "ReduceLROnPlateau": lambda monitor: keras.callbacks.ReduceLROnPlateau(monitor),
+    "ModelCheckpoint": lambda monitor: keras.callbacks.ModelCheckpoint("best.keras", monitor=monitor, save_best_only=True),
+}
+
+
+@pytest.mark.parametrize("kind", MONITORS)
+@pytest.mark.parametrize("monitor", ["mae", "val_mae", "val_binary_accuracy"])
+def test_which_way_a_monitored_metric_gets_better(kind, monitor, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    metrics = [keras.metrics.MeanAbsoluteError(name="mae"), keras.metrics.BinaryAccuracy()]
+    step = kustom.Supervised(model, optimizer="sgd", loss="mse", metrics=metrics)
+    callback = MONITORS[kind](monitor)
+    x, y = np.ones((8, 2), "float32"), np.ones((8, 1), "float32")
+    kustom.Loop(step).fit(x, y, validation_data=(x, y), epochs=2, verbose=0, callbacks=[callback])
+    assert callback.monitor_op is (ops.greater if "accuracy" in monitor else ops.less)
+    assert callback.mode == "auto"
+
+
+def test_a_listed_metric_is_monitored_under_its_own_name():
+    accuracy = keras.metrics.Accuracy()
+
+    def step(x):
+        accuracy.update_state(x, x)
+
+    callback = keras.callbacks.EarlyStopping("hits", patience=5)
+    kustom.Loop(step, metrics={"hits": accuracy}).fit(np.ones((8, 1), "float32"), epochs=2, verbose=0, callbacks=callback)
+    assert callback.monitor_op is ops.greater

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 import keras
@@ -10,6 +11,7 @@ import pytest
 from keras import layers, ops
 
 import kustom
+from kustom import errors
 from kustom.errors import BranchError
 
 RNG = np.random.default_rng(0)
@@ -273,9 +275,12 @@ def test_every_augmentation_draws_what_it_draws_eagerly(name):
     given = {"images": IMAGES, "labels": np.eye(2, dtype="float32")} if name in ("MixUp", "CutMix") else IMAGES
     compiled = kustom.function(lambda x: first(x, training=True), compiler="graph" if BACKEND == "tensorflow" else None)
     eager = kustom.function(lambda x: second(x, training=True), run_eagerly=True)
+    # On torch Keras asks for the value of what these two draw.
+    asks = BACKEND == "torch" and name in ("RandomCrop", "RandomElasticTransform")
     for _ in range(2):
         keras.utils.set_random_seed(1)
-        ours = compiled(given)
+        with pytest.warns(errors.EagerWarning) if asks and not compiled.traces else contextlib.nullcontext():
+            ours = compiled(given)
         keras.utils.set_random_seed(1)
         theirs = eager(given)
         if isinstance(given, dict):

@@ -339,3 +339,22 @@ def test_an_error_of_a_loss_that_is_not_finite_names_its_value():
     loop = kustom.Loop(kustom.Supervised(mlp()(), optimizer="sgd", loss="mse", metrics=["mae"]))
     with pytest.raises(NonFiniteError, match=r"batch 3\): \{'loss': nan, 'mae': nan\}\. The variables"):
         loop.fit(x, Y, batch_size=8, shuffle=False, verbose=0)
+
+
+MISFITS = {
+    "weights": ({"loss": ["mse", "mae"], "loss_weights": {"b": 0.3}}, "loss_weights"),
+    "a name": ({"loss": {"first": "mse", "other": "mae"}}, "other"),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_losses_that_do_not_fit_the_outputs(case):
+    settings, message = MISFITS[case]
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, {name: layers.Dense(1, name=name)(inputs) for name in ("first", "second")})
+    before = weights(model)
+    loop = kustom.Loop(kustom.Supervised(model, optimizer="sgd", **settings))
+    with pytest.raises(SettingError, match=rf"do not fit the outputs of '{model.name}'.*{message}"):
+        loop.fit(np.ones((8, 4), "float32"), dict.fromkeys(("first", "second"), np.ones((8, 1), "float32")), verbose=0)
+    for value, was in zip(weights(model), before, strict=True):
+        np.testing.assert_array_equal(value, was)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -112,6 +112,11 @@ class Hooks:
     def stop(self) -> bool:
         """Whether a callback has asked for the end of the training."""
         return bool(self._subject.stop_training)
+
+    def direct(self, metrics: Mapping[str, keras.metrics.Metric]) -> None:
+        """Tell the callbacks that monitor one of these metrics which way it gets better: the model knows none of them."""
+        for callback in self.all:
+            private.direct(callback, metrics)
 
     def by_batch(self, kind: str) -> bool:
         """Whether a callback looks at each batch."""

@@ -137,6 +137,7 @@ class Fit:
             values |= {f"val_{name}": value for name, value in self.validate.run(hooks).items()}
         # Callbacks write into it, such as the learning rate.
         try:
+            hooks.direct(now.phase.all_metrics())
             hooks.call("on_epoch_end", epoch, values)
         finally:
             self._history.add(epoch, values)

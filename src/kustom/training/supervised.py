@@ -212,7 +212,7 @@ class Supervised:
         if self._loss is not None:
             if y is None:
                 raise StepError("there is a loss and no targets: give y, loop.fit(x, y), or batches of (x, y).")
-            for i, (loss, value, predicted, weight) in enumerate(self._loss.terms(y, y_pred, sample_weight)):
+            for i, (loss, value, predicted, weight) in enumerate(self._terms(y, y_pred, sample_weight)):
                 terms.append((*divisor(i, loss, predicted, weight, samples), value))
         for loss in self.model.losses:
             value = loss if private.is_float_dtype(loss.dtype) else ops.cast(loss, keras.config.floatx())
@@ -220,6 +220,18 @@ class Supervised:
         if not terms and not added:
             raise StepError("there is nothing to minimize: Supervised has no loss, and the model adds none. Give loss=.")
         return terms, added
+
+    def _terms(self, y: Any, y_pred: Any, sample_weight: Any) -> list[tuple[Any, Any, Any, Any]]:
+        loss: Any = self._loss
+        try:
+            return loss.terms(y, y_pred, sample_weight)
+        except (ValueError, KeyError) as error:
+            if loss.built:
+                # Of a loss itself.
+                raise
+            raise SettingError(
+                f"loss= and loss_weights= do not fit the outputs of {self.model.name!r} and their targets. {error.args[0]}"
+            ) from None
 
     def _measure(self, x: Any, y: Any, y_pred: Any, loss: Any, sample_weight: Any) -> None:
         self._mean.update_state(loss, sample_weight=_samples(x))
@@ -262,6 +274,11 @@ class _Others(keras.metrics.Metric):
         found = [*([] if metrics is None else [metrics]), *([] if loss is None else loss.metrics)]
         found += [metric for layer in (model, *layers) for metric in private.metrics_of(layer)]
         return {id(metric): metric for metric in found}
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Those of them that report one value each."""
+        return [one for metric in self._all().values() for one in getattr(metric, "metrics", None) or [metric]]
 
     @property
     def variables(self) -> list[keras.Variable]:

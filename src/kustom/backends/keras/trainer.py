@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
+from keras.src.callbacks.monitor_callback import MonitorCallback
 from keras.src.losses.loss import reduce_weighted_values
 from keras.src.losses.losses import LossFunctionWrapper
 from keras.src.saving.keras_saveable import KerasSaveable
@@ -27,6 +28,7 @@ __all__ = [
     "alone",
     "as_loss",
     "attributes_of",
+    "direct",
     "forward",
     "has_strategy",
     "in_order",
@@ -115,6 +117,31 @@ def need_compiled(model: Any, method: str) -> None:
 def in_order(model: Any, values: dict[str, Any]) -> Any:
     """Values of metrics as a list in the order that Keras gives them, a single one by itself."""
     return model._flatten_metrics_in_order(values)
+
+
+def direct(callback: Any, metrics: Mapping[str, Any]) -> None:
+    """Tell a callback that monitors a metric which way it gets better, where that is left to what the metric says.
+
+    Keras asks the metrics that its model was compiled with.
+
+    Args:
+        callback: Any callback.
+        metrics: Metrics under the names that they are reported by; one that stands for several has them in `metrics`.
+    """
+    if not isinstance(callback, MonitorCallback) or callback.mode != "auto" or callback.monitor_op is not None:
+        return
+    monitored = callback.monitor.removeprefix("val_")
+    for name, metric in metrics.items():
+        for each in getattr(metric, "metrics", None) or [metric]:
+            direction = getattr(each, "_direction", None)
+            if direction is None or not (monitored in (name, each.name) or monitored.endswith(f"_{each.name}")):
+                continue
+            callback.mode = "max" if direction == "up" else "min"
+            try:
+                callback._set_monitor_op()
+            finally:
+                callback.mode = "auto"
+            return
 
 
 def resumed_at(model: Any) -> int:

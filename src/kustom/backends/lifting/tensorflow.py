@@ -98,7 +98,7 @@ class Program:
         self._loop = self._compiled(self._repeated)
 
     def _compiled(self, f: Callable[..., Any]) -> Any:
-        return tf.function(f, jit_compile=self.xla or None, autograph=False)
+        return _quiet(tf.function(f, jit_compile=self.xla or None, autograph=False))
 
     def _picked(self, data: list[Any], rows: Any, i: Any) -> Any:
         chosen = i if rows is None else tf.gather(rows, i)
@@ -158,7 +158,7 @@ class Program:
     def keep(self) -> Any:
         """The state as it is, for `restore`."""
         if self._copy is None:
-            self._copy = tf.function(lambda: [tf.identity(v) for v in self._variables], autograph=False)
+            self._copy = _quiet(tf.function(lambda: [tf.identity(v) for v in self._variables], autograph=False))
         return self._copy()
 
     def restore(self, kept: Any) -> None:
@@ -170,6 +170,12 @@ class Program:
     def written(self) -> list[keras.Variable]:
         """The variables that it may write."""
         return self.variables
+
+
+def _quiet(compiled: Any) -> Any:
+    # TensorFlow takes the functions of all programs for one, as they stand in one line, and says that it is traced often.
+    compiled._omit_frequent_tracing_warning = True
+    return compiled
 
 
 @contextlib.contextmanager
