@@ -133,12 +133,17 @@ def trained_by(optimizer: Any) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     variables = [keras.Variable(rng.normal(size=(3, 2)).astype("float32")) for _ in range(2)]
     copy.build(variables)
-    values, state = [v.value for v in variables], [v.value for v in copy.variables]
     for _ in range(4):
         gradients = [ops.convert_to_tensor(rng.normal(size=(3, 2)).astype("float32")) for _ in variables]
-        # As fit does on JAX, where one that decides by its gradients' values cannot assign.
-        values, state = copy.stateless_apply(state, gradients, values)
-    return [calls.arrays(x) for x in values]
+        if keras.backend.backend() != "jax":
+            copy.apply(gradients, variables)
+            continue
+        # As fit does: one that decides by its gradients' values cannot assign there.
+        now = [v.value for v in variables], [v.value for v in copy.variables]
+        for held, values in zip((variables, copy.variables), copy.stateless_apply(now[1], gradients, now[0]), strict=True):
+            for variable, value in zip(held, values, strict=True):
+                variable.assign(value)
+    return [calls.arrays(v) for v in variables]
 
 
 def leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
