@@ -249,6 +249,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "layers.RandAugment": {"T408": _AUGMENTS, "G202": _FLAT_IMAGE, "S203": _MIXES},
     "layers.RandomRotation": {"T408": _AUGMENTS, "S203": _MIXES},
     "layers.ELU": {"C108": "a bug of Keras: alpha, changed, is saved as it was (docs/found-in-keras.md)"},
+    "layers.Normalization": {"C103": "a bug of Keras: weights that are set have no effect (docs/found-in-keras.md)"},
     "layers.UnitNormalization": {"G202": "a bug of Keras: the gradient of normalize is NaN at 0 (docs/found-in-keras.md)"},
     "layers.MaxNumBoundingBoxes": {"T408": _AUGMENTS, "C101": _LOST, "S207": "its inputs are boxes, not sequences"},
     "layers.RandomGrayscale": {"T408": _AUGMENTS, "C101": _LOST},
