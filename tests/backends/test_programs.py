@@ -19,7 +19,7 @@ def test_programs_are_counted_and_freed(monkeypatch):
     double = jax.jit(lambda x: ops.sin(x) * 2.0)
     double(np.ones(7, "float32"))
     assert current()._compiled[0] > before
-    monkeypatch.setattr(current(), "PROGRAMS", 0)
+    monkeypatch.setattr(current(), "_PROGRAMS", 0)
     assert double._cache_size() == 1
     current().free_programs()
     assert double._cache_size() == 0

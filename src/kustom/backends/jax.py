@@ -110,7 +110,7 @@ def seen(value: Any) -> Any:
 
 
 # Every program has pages of its own, and the system allows a process so many: one that compiles on and on ends without a word.
-PROGRAMS = 2000
+_PROGRAMS = 2000
 _compiled: list[int] = []
 
 
@@ -119,7 +119,7 @@ def free_programs() -> None:
     if not _compiled:
         _compiled.append(0)
         jax.monitoring.register_event_duration_secs_listener(_count)
-    elif _compiled[0] > PROGRAMS:
+    elif _compiled[0] > _PROGRAMS:
         jax.clear_caches()
         _compiled[0] = 0
 

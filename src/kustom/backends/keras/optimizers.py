@@ -17,6 +17,7 @@ __all__ = [
     "averaged",
     "count_of",
     "is_multi",
+    "names_of_own_optimizers",
     "optimizers_in",
     "own_optimizers",
     "steppers_of",
@@ -69,6 +70,12 @@ def optimizers_in(values: Any) -> Iterator[Any]:
             yield from optimizers_in([getattr(value, "inner_optimizer", None), *getattr(value, "optimizers", ())])
         elif isinstance(value, list | tuple | dict):
             yield from optimizers_in(value.values() if isinstance(value, dict) else value)
+
+
+def names_of_own_optimizers(model: Any) -> set[str]:
+    """The attributes of a model and of its layers in which optimizers stand."""
+    attributes = [item for layer in layers_of(model) for item in vars(layer).items()]
+    return {name for name, value in attributes if isinstance(value, keras.optimizers.Optimizer)}
 
 
 def own_optimizers(model: Any) -> list[Any]:
