@@ -36,6 +36,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # there by `make test-all` alone, while torch does all of it each time: these, and of a test with many cases all but a part.
 LONG = (
     "backends/test_choose.py::test_only_one_backend_need_be_installed",
+    "checking/test_check.py::test_a_layer_of_which_no_other_can_be_made_keeps_its_policy",
     "checking/test_notebook.py",
     "checking/test_reported.py",
     "checking/test_textbook_is_clean.py",
@@ -66,6 +67,7 @@ LONG = (
     "training/test_loop_sources.py::test_many_models_in_a_row_leave_no_more_variables_than_one",
     "training/test_model.py",
     "training/test_textbook_loop.py::test_the_next_backend_reaches_the_same_loss",
+    "saving/test_slots.py::test_text_that_keras_looks_up_in_a_setting_is_judged",
 )
 LONG_ON = {
     "jax": (
