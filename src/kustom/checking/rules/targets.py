@@ -11,7 +11,7 @@ from keras import ops
 
 from kustom.backends import keras as private
 from kustom.checking import calls
-from kustom.checking.domains import INTEGERS
+from kustom.checking.domains import INTEGERS, draw
 from kustom.checking.finding import Measured, Undecided, shown
 from kustom.checking.rules import rule
 from kustom.checking.rules.backends import failed, of_the_part
@@ -140,8 +140,6 @@ def targets_are_aligned(subject: Subject) -> Iterator[Measured | Undecided]:
     true_domain, pred_domain, sparse = subject.inputs.pair_domain() if not subject.inputs.user_given else ("reals", "reals", False)
     if sparse or true_domain in INTEGERS:
         return
-    from kustom.checking.domains import draw
-
     rng = subject.rng("S208")
     y_pred = draw(pred_domain, rng, (6, 1))
     y_true = draw(true_domain, rng, (6, 1))
