@@ -33,7 +33,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # On JAX and TensorFlow each model is compiled anew. So that `make test` stays within its minutes, some of the work is done
-# there by `make test-all` alone, while torch does all of it each time: these, and of a test with many cases all but a part.
+# there by `make test-all` alone, while torch does it each time: these, and of a test with many cases all but a part.
 LONG = (
     "backends/test_choose.py::test_only_one_backend_need_be_installed",
     "checking/test_check.py::test_a_layer_of_which_no_other_can_be_made_keeps_its_policy",
@@ -69,8 +69,16 @@ LONG = (
     "training/test_textbook_loop.py::test_the_next_backend_reaches_the_same_loss",
     "saving/test_slots.py::test_text_that_keras_looks_up_in_a_setting_is_judged",
 )
+_OF_ONE_RUN = (
+    "recipes/test_regression.py::test_a_model_that_predicts_otherwise_does_not_pass",
+    "recipes/test_regression.py::test_a_run_leaves_a_complete_folder",
+    "recipes/test_regression.py::test_a_run_says_what_it_did",
+    "recipes/test_regression.py::test_the_configuration_says_how_and_with_what",
+    "recipes/test_regression.py::test_the_errors_reported_are_those_of_the_predictions_recorded",
+)
 LONG_ON = {
     "jax": (
+        "checking/test_control.py::test_no_fault_is_found_in_a_part_of_keras[layers.BatchNormalization]",
         "checking/test_plot.py::test_a_kink_is_found_and_is_no_jump",
         "checking/test_plot.py::test_each_kind_has_its_picture",
         "checking/test_plot.py::test_findings_are_written_below_and_marked_at_their_input",
@@ -78,27 +86,35 @@ LONG_ON = {
         "gradients/test_compositions.py::test_compositions",
         "gradients/test_layers.py::test_the_gradients_in_float32_are_the_backends_own",
         "reports/test_gradients.py::test_a_penalty_through_a_normalization_agrees_with_differences",
+        "roundtrip/test_roundtrip.py::test_keras_reads_what_kustom_wrote",
     ),
-    # These share one run of the main job, which JAX and torch do.
+    # One run of the main job, which they share, is JAX's.
     "tensorflow": (
-        "recipes/test_regression.py::test_a_model_that_predicts_otherwise_does_not_pass",
-        "recipes/test_regression.py::test_a_run_leaves_a_complete_folder",
-        "recipes/test_regression.py::test_a_run_says_what_it_did",
-        "recipes/test_regression.py::test_the_configuration_says_how_and_with_what",
-        "recipes/test_regression.py::test_the_errors_reported_are_those_of_the_predictions_recorded",
+        *_OF_ONE_RUN,
+        "gradients/test_compositions.py::test_compositions",
+    ),
+    "torch": (
+        *_OF_ONE_RUN,
+        "roundtrip/test_roundtrip.py::test_a_new_process_on_another_backend[keras]",
+        "roundtrip/test_roundtrip.py::test_a_new_process_on_the_same_backend[kustom]",
     ),
 }
 FEW = 2
+# All cases of these: the control group's fixed thirty, which take minutes on JAX.
+WHOLE_ON = {"jax": (), "tensorflow": ("checking/test_control.py",)}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     backend = keras.backend.backend()
     if backend == "torch":
+        for item in items:
+            if item.nodeid.removeprefix("tests/").startswith(LONG_ON[backend]):
+                item.add_marker(pytest.mark.slow)
         return
     long = LONG + LONG_ON[backend]
     cases: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
-        if item.get_closest_marker("slow") is None:
+        if item.get_closest_marker("slow") is None and not item.nodeid.removeprefix("tests/").startswith(WHOLE_ON[backend]):
             cases[item.nodeid.partition("[")[0]].append(item)
     for some in cases.values():
         short = [item for item in some if not item.nodeid.removeprefix("tests/").startswith(long)]

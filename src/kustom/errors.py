@@ -379,7 +379,7 @@ class DataError(KustomError, ValueError):
 
 
 class DataWarning(KustomError, UserWarning):
-    """A source gave fewer batches than it was asked for, and training ends there.
+    """A source has fewer batches than it was asked for, and training or the evaluation ends there.
 
     Wrong: `loop.fit(generator(), epochs=5)`, where the first epoch takes all that the generator has.
     Right: `steps_per_epoch=` with a generator that lasts for all epochs, or a source that can be begun anew, such as a list

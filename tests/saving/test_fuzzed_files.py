@@ -319,7 +319,7 @@ def as_loaded(members: dict[str, bytes], draw: random.Random) -> bytes:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on memory and its measure are those of Linux")
-@pytest.mark.parametrize("examples", [50, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [25, pytest.param(5000, marks=pytest.mark.slow)])
 def test_loading_a_file_with_faults_gives_kustoms_errors_in_bounded_time_and_memory(saved, tmp_path, examples):
     given_to_it = tmp_path / "files.pickle"
     # The same files each time, so that a fault that was found is found again.

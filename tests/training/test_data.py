@@ -381,6 +381,7 @@ def unfit():
         "batch_size True": (lambda: open_source(three, batch_size=True), "batch_size is True"),
         "no steps": (lambda: open_source(three, steps_per_epoch=0), "steps_per_epoch is 0"),
         "no validation steps": (lambda: open_source(three, steps_per_epoch=-1, what="validation"), "validation_steps is -1"),
+        "shuffle in an array": (lambda: open_source(three, shuffle=np.array([1, 2])), "expected True, False"),
         "another shuffle": (lambda: open_source(three, shuffle="rows"), "shuffle is 'rows'"),
         "y beside batches": (lambda: open_source(iter(pairs), three), "y was given beside x"),
         "weights beside batches": (lambda: open_source(pairs, None, three), "sample_weight was given beside x"),

@@ -482,6 +482,8 @@ def test_what_a_loop_is_made_of():
         kustom.Loop(3)
     with pytest.raises(errors.SettingError, match=r"keras\.metrics\.Metric"):
         kustom.Loop(lambda x: None, metrics=["mae"])
+    with pytest.raises(errors.SettingError, match="metrics names 'mean' 1; give text"):
+        kustom.Loop(lambda x: None, metrics={1: keras.metrics.Mean("mean")})  # pyright: ignore[reportArgumentType]
     with pytest.raises(errors.SettingError, match="metrics is Mean; give a list"):
         kustom.Loop(lambda x: None, metrics=keras.metrics.Mean())
     with pytest.raises(errors.SettingError, match="'mean'"):

@@ -291,6 +291,28 @@ def test_an_iterator_has_nothing_for_a_second_epoch():
     assert source.ended
 
 
+class Unsized:
+    """Can be iterated anew, and does not know its length."""
+
+    def __iter__(self):
+        return in_generator(10, 2)
+
+
+def test_an_evaluation_measures_each_batch_once():
+    x = np.arange(10.0, dtype="float32")
+
+    def measured(source, steps, what):
+        size = 2 if source is x else None
+        found = open_source(source, steps_per_epoch=steps, batch_size=size, shuffle=False, what=what)
+        return [len(batches(found)) for _ in range(2)]
+
+    for source in (x, in_list(10, 2), Unsized()):
+        for what in ("evaluate", "validation"):
+            assert measured(source, 3, what) == [3, 3]
+            with pytest.warns(errors.DataWarning, match="each is measured once"):
+                assert measured(source, 8, what) == [5, 5]
+
+
 def test_an_iterator_that_is_used_up_is_an_error():
     iterator = in_generator(10, 2)
     list(iterator)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from kustom.errors import DataError
+from kustom.errors import DataError, DataWarning, warn
 from kustom.training.indexed import passes
 from kustom.training.leaves import as_array, cast, family, final_dtype, is_array, is_mapped, of_module
 from kustom.training.onepass import OnePass
@@ -63,7 +63,8 @@ def open_source(
         batch_size: Samples a batch of arrays; by default 32, or what makes `steps_per_epoch` batches of them. Not beside what
             gives batches itself, but for `what="validation"`, where it is what training uses.
         steps_per_epoch: Batches an epoch. Passes over arrays, and over what can be iterated anew, follow one another, and the
-            next epoch goes on where this one ends; so does an iterator.
+            next epoch goes on where this one ends; so does an iterator. What is measured is measured once: with another `what`
+            than "fit" the batches of one pass are all that there are.
         shuffle: Of arrays: True, a permutation a pass; False; "batch", within each batch, as Keras; "replacement", each row
             drawn from all, with `n // batch_size` batches an epoch. Of a PyDataset: whether its batches come in another order
             each pass. Anything else comes in its own order.
@@ -79,7 +80,7 @@ def open_source(
     """
     size = _whole(batch_size, "batch_size" if what != "validation" else "validation_batch_size")
     steps = _whole(steps_per_epoch, _STEPS[what])
-    if not (isinstance(shuffle, bool | np.bool_) or shuffle in ("batch", "replacement")):
+    if not isinstance(shuffle, bool | np.bool_) and not (isinstance(shuffle, str) and shuffle in ("batch", "replacement")):
         raise DataError(f"shuffle is {shuffle!r}; expected True, False, 'batch' or 'replacement'.")
     if class_weight is not None:
         _check_class_weight(class_weight)
@@ -89,6 +90,8 @@ def open_source(
         limit = _quarter_of_memory() if resident_limit is None else resident_limit
         structure, arrays = _arrays(x, y, sample_weight)
         size = size or (math.ceil(len(arrays[0]) / steps) if steps else 32)
+        if what != "fit":
+            steps = _at_most(steps, math.ceil(len(arrays[0]) / size), "the data", what)
         order = Order(len(arrays[0]), size, shuffle, _seed(seed) if shuffle else 0, steps)
         return _open_arrays(structure, arrays, order, class_weight, limit, chunk_bytes, chunk_batches)
     for name, value in (("y", y), ("sample_weight", sample_weight)):
@@ -206,6 +209,8 @@ def _open_stream(x: Any, shuffle: bool, seed: int | None, what: What, options: d
             raise DataError(f"{name} has no batches; expected at least one.")
         if length is None:
             _asked(steps, what, f"{name} has no end")
+        elif what != "fit":
+            options["steps"] = _at_most(steps, length, name, what)
         # Of one without an end any batch may be the first.
         hooks = {"begun": x.on_epoch_begin, "ended": x.on_epoch_end}
         seed = _seed(seed) if shuffle else 0
@@ -220,7 +225,9 @@ def _open_stream(x: Any, shuffle: bool, seed: int | None, what: What, options: d
     if length is not None and length < 0:
         _asked(steps, what, f"{name} has no end")
         length = None
-    return Passes(name, _again(x), length, **options)
+    if what != "fit" and length is not None:
+        options["steps"] = _at_most(steps, length, name, what)
+    return Passes(name, _again(x), length, once=what != "fit", **options)
 
 
 def _again(x: Any) -> Callable[[int, int], Iterator[Any]]:
@@ -286,6 +293,14 @@ def _whole(value: Any, name: str) -> int | None:
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral) or value < 1:
         raise DataError(f"{name} is {value!r}; expected a whole number of at least 1, or None.")
     return int(value)
+
+
+def _at_most(steps: int | None, batches: int, name: str, what: What) -> int | None:
+    """The steps of an evaluation: no more than there are batches, since what comes twice would count twice."""
+    if steps is None or steps <= batches:
+        return steps
+    warn(f"{_STEPS[what]}={steps}, and {name} has {batches} batches; each is measured once.", DataWarning)
+    return batches
 
 
 def _asked(steps: int | None, what: What, why: str = "There is no data") -> int:

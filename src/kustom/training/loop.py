@@ -247,6 +247,8 @@ def _named(metrics: Any) -> dict[str, keras.metrics.Metric]:
     for name, metric in pairs:
         if not isinstance(metric, keras.metrics.Metric):
             raise SettingError(f"metrics holds {type(metric).__name__} {str(metric)[:40]!r}; give keras.metrics.Metric objects.")
+        if not isinstance(name, str):
+            raise SettingError(f"metrics names {metric.name!r} {name!r}; give text: {{{metric.name!r}: ...}}.")
         if [n for n, _ in pairs].count(name) > 1:
             raise SettingError(f"two metrics are called {name!r}; name them: metrics={{'train': ..., 'other': ...}}.")
     return dict(pairs)

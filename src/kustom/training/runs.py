@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -169,9 +170,13 @@ class Validation:
                 f"validation_data is a {type(data).__name__} of {len(given)}; expected (x,), (x, y) or (x, y, "
                 "sample_weight), each of which may hold several arrays, or a list of batches."
             )
-        if not isinstance(frequency, list | tuple | range | set):
+        self._epochs: Collection[int] = ()
+        self._frequency = 0
+        if isinstance(frequency, list | tuple | range | set):
+            self._epochs = frequency
+        else:
             whole_number(frequency, "validation_freq", 1)
-        self._frequency = frequency
+            self._frequency = frequency
         self._loop = loop
         self._way = way
         self._compiler = compiler
@@ -181,8 +186,7 @@ class Validation:
         self._source: Source | None = open_source(*given, **self._options)
 
     def is_due(self, epoch: int) -> bool:
-        frequency = self._frequency
-        return epoch + 1 in frequency if isinstance(frequency, list | tuple | range | set) else (epoch + 1) % frequency == 0
+        return (epoch + 1) % self._frequency == 0 if self._frequency else epoch + 1 in self._epochs
 
     def run(self, hooks: Hooks) -> dict[str, Any]:
         source = self._source or open_source(*self._data, **self._options)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kustom.backends import current
-from kustom.errors import DataError
+from kustom.errors import DataError, DataWarning, warn
 from kustom.training.ahead import PATIENCE, Ahead, Batch, Chunk
 from kustom.training.leaves import as_array, cast
 from kustom.training.rows import Weights, weigh, weighted
@@ -219,6 +219,7 @@ class Passes(Stream):
         length: How many batches a pass has; None where unknown.
         begun: Called when an epoch begins.
         ended: Called when an epoch has ended.
+        once: Whether there is one pass, which may have fewer batches than `steps`.
     """
 
     def __init__(
@@ -230,9 +231,11 @@ class Passes(Stream):
         begun: Callable[[], Any] | None = None,
         ended: Callable[[], Any] | None = None,
         apart: bool | None = None,
+        once: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(what, **options)
+        self._once = once
         self._make, self._length = make, length
         self._on_begin, self._on_end = begun, ended
         self.batches = self._steps or length
@@ -257,7 +260,7 @@ class Passes(Stream):
     def _passes(self, number: int) -> Iterator[Any]:
         first, skip = (0, number) if self._length is None else divmod(number, self._length)
         at = 0 if self._length is None else skip
-        for number in itertools.count(first):
+        for number in itertools.count(first) if not self._once else range(first, first + 1):
             empty = True
             for raw in self._make(number, at):
                 empty = False
@@ -278,6 +281,8 @@ class Passes(Stream):
     def _ran_out(self) -> None:
         if not self._given:
             raise DataError(f"{self._what} gave no batch at all; expected at least one.")
+        if self._steps is not None:
+            warn(f"{self._what} ended after {self._given} of {self._steps} batches; each is measured once.", DataWarning)
 
     def close(self) -> None:
         super().close()
