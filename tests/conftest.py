@@ -28,6 +28,9 @@ import pytest
 
 from kustom.backends.keras import set_keras_mask
 
+# And it is compiled fast, since it runs for a moment: XLA's optimizations are left to `make test-all`.
+_HASTY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A run in the background ignores Ctrl-C, which some tests press.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -78,7 +81,6 @@ _OF_ONE_RUN = (
 )
 LONG_ON = {
     "jax": (
-        "checking/test_control.py::test_no_fault_is_found_in_a_part_of_keras[layers.BatchNormalization]",
         "checking/test_plot.py::test_a_kink_is_found_and_is_no_jump",
         "checking/test_plot.py::test_each_kind_has_its_picture",
         "checking/test_plot.py::test_findings_are_written_below_and_marked_at_their_input",
@@ -100,8 +102,14 @@ LONG_ON = {
     ),
 }
 FEW = 2
-# All cases of these: the control group's fixed thirty, which take minutes on JAX.
-WHOLE_ON = {"jax": (), "tensorflow": ("checking/test_control.py",)}
+# All cases of these: the control group's fixed thirty.
+WHOLE = ("checking/test_control.py",)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Read by XLA when it compiles for the first time.
+    if config.option.markexpr and "XLA_FLAGS" not in os.environ:
+        os.environ["XLA_FLAGS"] = _HASTY
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -114,7 +122,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     long = LONG + LONG_ON[backend]
     cases: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
-        if item.get_closest_marker("slow") is None and not item.nodeid.removeprefix("tests/").startswith(WHOLE_ON[backend]):
+        if item.get_closest_marker("slow") is None and not item.nodeid.removeprefix("tests/").startswith(WHOLE):
             cases[item.nodeid.partition("[")[0]].append(item)
     for some in cases.values():
         short = [item for item in some if not item.nodeid.removeprefix("tests/").startswith(long)]
