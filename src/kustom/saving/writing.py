@@ -112,11 +112,11 @@ class _Prepared:
         self.tolerance = recording.tolerance(model, alike=True)
         twin = refusing.rebuilt_twin(again, self.originals)
         refusing.refuse_other_parts(twin, self.originals, {node.get("shared_object_id", -1): node for _, node in nodes(tree)})
-        paths = [variable.path for variable in model.weights]
-        self.paths = paths if paths != [variable.path for variable in twin.model.weights] else []
         with _assets_of(model, has_assets) as (store, self.assets):
-            refusing.refuse_other_model(twin, entries, store, self.entry, self.outputs, self.losses)
-        refusing.refuse_other_trainable(model, twin.model)
+            counterparts = refusing.refuse_other_model(twin, entries, store, self.entry, self.outputs, self.losses)
+        self.paths = _paths(model, twin.model, counterparts)
+        refusing.refuse_other_sublayers(model, twin.model, self.originals.values())
+        refusing.refuse_other_weights(model, twin.model, counterparts)
         refusing.refuse_measures(twin, self.originals, self.measured, shape)
         if self.outputs is None and model.built:
             errors.warn(
@@ -212,6 +212,14 @@ def _has_identity(obj: Any) -> bool:
         return False
     kinds = (keras.Operation, keras.losses.Loss, keras.metrics.Metric, keras.optimizers.Optimizer)
     return isinstance(obj, kinds) or not private.is_of_library(obj)
+
+
+def _paths(model: Any, again: Any, counterparts: dict[int, Any]) -> list[str]:
+    """The paths of a model's weights, in the order in which they come back; none where they come back themselves."""
+    before = model.weights if len(model.weights) == len(again.weights) else again.weights
+    # What its layer hands over as something else, such as a sum, has its own place.
+    paths = [counterparts.get(id(weight), same).path for weight, same in zip(again.weights, before, strict=True)]
+    return paths if paths != [weight.path for weight in again.weights] else []
 
 
 def _json(tree: Any) -> str:
