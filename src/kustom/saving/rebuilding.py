@@ -179,7 +179,7 @@ def types_of(config: Any, owner_of: Callable[[dict[str, Any]], str], place: str 
     for key, item in items:
         of_item = owner
         if isinstance(config, dict) and is_object(config):
-            of_item = owner_of(config) if key == "config" else ""
+            of_item = owner_of(config) if key in ("config", "build_config") else ""
         inner = types_of(item, owner_of, f"{place}/{_escaped(key)}", of_item)
         for kind, places in inner.items():
             found[kind] += places
