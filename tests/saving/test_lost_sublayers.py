@@ -321,3 +321,33 @@ def test_values_that_are_alike_all_the_way_down():
     assert alike(one, other)
     other.a = [2]
     assert not alike(one, other)
+
+
+# What is said.
+
+
+def test_the_part_is_named_that_has_no_config():
+    model = around(layers.Dense(1), Noting(Slotted()))
+    assert re.match(r"test_lost_sublayers\.Noting 'noting[_0-9]*' has no config: TypeError: .*Slotted", refusal(model))
+
+
+def test_text_that_is_none_is_refused():
+    assert re.search(r"\(Noting\): a setting is no JSON: .*surrogates", refusal(around(Noting("\udcff"))))
+
+
+@register
+class Needing(keras.Model):
+    def __init__(self, inputs, outputs, gain, **kwargs):
+        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
+        self.gain = gain
+
+
+def test_what_keras_quotes_of_a_config_is_not_repeated():
+    inputs = keras.Input((3,))
+    message = refusal(Needing(inputs, layers.Dense(1)(inputs), 2.0))
+    assert re.fullmatch(
+        r"the model could not be made again from its config, at test_lost_sublayers\.Needing 'needing[_0-9]*': TypeError: "
+        r".*missing .* arguments?: .*'gain'.*",
+        message,
+    )
+    assert len(message) < 250

@@ -394,6 +394,18 @@ def test_a_path_that_is_none(tmp_path):
         kustom.load("https://example.com/model.keras")
 
 
+def test_a_place_that_is_none(tmp_path):
+    model = trained()
+    with pytest.raises(FileNotFoundError, match=r"no such folder.*nowhere'$"):
+        kustom.save(model, tmp_path / "nowhere" / "model.keras")
+    (tmp_path / "model.keras").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"a folder.*model\.keras'$"):
+        kustom.save(model, tmp_path / "model.keras")
+    with pytest.raises(errors.UnsavableError, match="mode 'wb'"), (tmp_path / "model.txt").open("w") as file:
+        kustom.save(model, file)  # pyright: ignore
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["model.keras", "model.txt"]
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path):
     path = tmp_path / "model.keras"
     kustom.save(trained(), path)

@@ -24,6 +24,7 @@ __all__ = [
     "causes",
     "definition_of",
     "is_object",
+    "last_said",
     "nodes",
     "public",
     "rebuild",
@@ -115,6 +116,18 @@ def said(error: BaseException) -> str:
     causes(error)
     line = " ".join(_COMMANDS.sub("", str(error)).split())
     return "".join(sign if sign.isprintable() else f"\\x{ord(sign):02x}" for sign in line)
+
+
+def last_said(error: BaseException, most: int) -> str:
+    """What the part says that failed when Keras made it, without the config that Keras quotes before it; at most so many signs.
+
+    Raises:
+        MemoryError: Memory was lacking, whatever Keras made of that.
+    """
+    text = said(error)
+    for mark in ("Exception encountered: ", "Error encountered during deserialization: "):
+        text = text.rpartition(mark)[2]
+    return text if len(text) <= most else f"…{text[-most:]}"
 
 
 def definition_of(obj: Any) -> Any:

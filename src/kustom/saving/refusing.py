@@ -22,7 +22,7 @@ from kustom.defining import naming
 from kustom.errors import UnsavableError
 from kustom.saving import recording, table
 from kustom.saving.differing import alike, is_stand_in, settings_of, settings_of_sublayer, sublayers_of
-from kustom.saving.rebuilding import Rebuilt, definition_of, nodes, rebuild, said, without_values, written_of
+from kustom.saving.rebuilding import Rebuilt, definition_of, last_said, nodes, rebuild, without_values, written_of
 
 __all__ = [
     "is_custom",
@@ -98,12 +98,15 @@ def rebuilt_twin(config: dict[str, Any], originals: dict[int, Any]) -> Rebuilt:
     Raises:
         UnsavableError: It cannot be made, or not whole.
     """
+    last = ""
 
     def find(node: dict[str, Any], name: str) -> Any:
+        nonlocal last
         original = originals.get(node.get("shared_object_id", -1))
         if original is None or not is_custom(node, original):
             return None
         definition = definition_of(original)
+        last = f", at {name_of(original)}"
         registered = private.registered(name if isinstance(original, types.FunctionType) else node["registered_name"] or name)
         return definition if registered is None else registered
 
@@ -115,7 +118,7 @@ def rebuilt_twin(config: dict[str, Any], originals: dict[int, Any]) -> Rebuilt:
                 twin.objects.update(private.deserialized(compiled, find)[1])
         except Exception as error:
             # Constructors of anybody's run here: whatever they raise, they would raise when the file is loaded.
-            raise UnsavableError(f"the model could not be made again from its config: {_last_line(error)}") from error
+            raise UnsavableError(f"the model could not be made again from its config{last}: {_last_line(error)}") from error
     for warning in warned:
         if "cannot be built automatically" in str(warning.message):
             raise UnsavableError(" ".join(str(warning.message).split()))
@@ -123,9 +126,7 @@ def rebuilt_twin(config: dict[str, Any], originals: dict[int, Any]) -> Rebuilt:
 
 
 def _last_line(error: BaseException) -> str:
-    marker = "Exception encountered: "
-    text = said(error).rpartition(marker)[2]
-    return f"{type(error).__name__}: {text[-400:]}"
+    return f"{type(error).__name__}: {last_said(error, 400)}"
 
 
 def refuse_other_parts(twin: Rebuilt, originals: dict[int, Any], configs: dict[int, dict[str, Any]]) -> None:

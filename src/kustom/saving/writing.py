@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import io
 import json
 import os
 import re
@@ -77,6 +78,8 @@ def _target(path: Any) -> Any:
     if not isinstance(path, str | bytes | os.PathLike):
         if not callable(getattr(path, "write", None)):
             raise UnsavableError(f"a model is saved to a path or to a binary file object, not to a {type(path).__qualname__}.")
+        if isinstance(path, io.TextIOBase):
+            raise UnsavableError("a model's file holds bytes, and this file takes text; open it with mode 'wb'.")
         return path
     text = os.fsdecode(path)
     if "://" in text:
@@ -167,7 +170,23 @@ def _serialized(model: Any) -> tuple[dict[str, Any], list[tuple[Any, dict[str, A
             raise
         except Exception as error:
             # Each part says here what its settings are; whatever one raises, it has not said it.
-            raise UnsavableError(f"a part has no config: {type(error).__name__}: {said(error)[:300]}") from error
+            name = _without_config(model)
+            raise UnsavableError(
+                f"{name or 'a part'} has no config: {type(error).__name__}: {said(error)[:300]} Have its get_config() give "
+                "numbers, text, lists and dicts of them, or decorate its class with @kustom.part."
+            ) from error
+
+
+def _without_config(model: Any) -> str | None:
+    """The innermost layer, or what the model is compiled with, of which no config can be made, as a message names it."""
+    for part in [*reversed(private.layers_of(model)), *private.attributes_of(model).values()]:
+        if not isinstance(part, keras.Variable | keras.Sequential):
+            try:
+                keras.saving.serialize_keras_object(part)
+            except Exception:
+                # As above: what one of them raises says that it is the one.
+                return refusing.name_of(part)
+    return None
 
 
 def _numbered(tree: dict[str, Any], noted: list[tuple[Any, dict[str, Any]]]) -> tuple[dict[str, Any], dict[int, Any]]:
@@ -224,7 +243,11 @@ def _paths(model: Any, again: Any, counterparts: dict[int, Any]) -> list[str]:
 
 def _json(tree: Any) -> str:
     try:
-        return json.dumps(tree, allow_nan=False)
+        text = json.dumps(tree, allow_nan=False)
+        if r"\ud" in text:
+            # Half of a surrogate pair is no text that a file could hold.
+            json.dumps(tree, ensure_ascii=False).encode()
+        return text
     except (TypeError, ValueError) as error:
         broken = [(place, node) for place, node in nodes(tree) if not _is_json(node["config"])]
         where = f"{broken[-1][0]} ({broken[-1][1]['class_name']}): " if broken else ""
@@ -233,7 +256,7 @@ def _json(tree: Any) -> str:
 
 def _is_json(value: Any) -> bool:
     try:
-        json.dumps(value, allow_nan=False)
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError):
         return False
     return True
