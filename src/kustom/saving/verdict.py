@@ -20,7 +20,12 @@ from kustom.saving.judging import Judge
 from kustom.saving.limits import DEFAULT, Limits
 from kustom.saving.trusting import Trust, name_of_script
 
-__all__ = ["Custom", "Verdict", "judge"]
+__all__ = ["WITH_ASSETS", "Custom", "Verdict", "judge"]
+
+# Of Keras's own, what keeps more than numbers beside the weights: vocabularies.
+WITH_ASSETS = frozenset(
+    ("keras.layers.IntegerLookup", "keras.layers.StringLookup", "keras.layers.TextVectorization", "keras.utils.FeatureSpace")
+)
 
 _WORST_FIRST = (UnsafeFileError, CorruptFileError, FormatError, LimitError, UntrustedError, FileError)
 
@@ -90,6 +95,9 @@ def judge(
     if isinstance(subject, Archive) and not walk.anomalies:
         for error in sizes.compared(config, subject.weights, file):
             walk.anomalies.append(error)
+    if isinstance(subject, Archive) and subject.assets and not walk.customs and WITH_ASSETS.isdisjoint(walk.parts):
+        message = "nobody expects the member, since no part of the model keeps more than weights. Save the model again."
+        walk.anomalies.append(UnsafeFileError(message, file=file, part=next(iter(subject.assets))))
     wanted = [custom for custom in walk.customs if custom.source is None]
     if wanted:
         walk.anomalies.append(_untrusted(wanted, file))
@@ -111,10 +119,7 @@ def _untrusted(wanted: list[Custom], file: str | None) -> UntrustedError:
         where = f"of {custom.module}" if custom.module else "of a script or notebook"
         lines.append(f"  {custom.registered_name} ({custom.slot}, {where}), at {custom.place}")
     running = name_of_script("__main__")
-    # A function that is registered nowhere has its bare name, and is given itself, whoever vouches for its module.
-    found = [
-        custom for custom in wanted if custom.module and not (custom.key[1] == "function" and ">" not in custom.registered_name)
-    ]
+    found = [custom for custom in wanted if custom.module]
     modules = sorted({str(custom.module).split(".")[0] for custom in found if custom.module != running})
     own = any(custom.module == running for custom in found)
     by_hand = ", ".join(f"{name!r}: {name.rpartition('>')[2]}" for name in sorted({custom.registered_name for custom in wanted}))
