@@ -101,7 +101,8 @@ class Program:
         donated = () if self.can_raise else (0,)
         self._step = jax.jit(self._pure, donate_argnums=donated)
         self._loops = {keep: jax.jit(self._repeated, donate_argnums=() if keep else donated) for keep in (False, True)}
-        self._picks = {keep: jax.jit(self._picked, donate_argnums=() if keep else donated) for keep in (False, True)}
+        self._pick = jax.jit(self._picked, donate_argnums=donated)
+        self._copy = jax.jit(lambda values: list(map(jnp.copy, values)))
 
     @staticmethod
     def _look(f: Callable[[list[Any]], list[Any]], examples: Sequence[Any]) -> dict[int, keras.Variable]:
@@ -161,9 +162,11 @@ class Program:
             data: As for `loop`.
             rows: As for `loop`.
             index: Which batch.
-            keep: As for `loop`.
+            keep: As for `loop`. Here what is donated is copies: a step that keeps and one that does not are one program, since
+                what is run in this way takes long to compile.
         """
-        return self._called(self._picks[keep], self._values(keep), list(data), rows, index)
+        values = self._donated() if not keep or self.can_raise else self._copy(_own_values(self.written))
+        return self._called(self._pick, values, list(data), rows, index)
 
     def loop(self, data: Sequence[Any], rows: Any, start: int, count: int, *, keep: bool = False) -> list[Any]:
         """Call the function with `count` batches, one after the other; returns the sum of each of its scalar results.
@@ -175,11 +178,9 @@ class Program:
             count: How many.
             keep: Whether the values before, which `keep` gave, will be asked for: then their buffers are not donated.
         """
-        sums = self._called(self._loops[keep], self._values(keep), list(data), rows, start, count)
+        values = _own_values(self.written) if keep else self._donated()
+        sums = self._called(self._loops[keep], values, list(data), rows, start, count)
         return [np.float64(total) + np.float64(lost) for total, lost in jax.device_get(sums)]
-
-    def _values(self, keep: bool) -> list[Any]:
-        return _own_values(self.written) if keep else self._donated()
 
     def _called(self, compiled: Any, written: list[Any], *args: Any) -> list[Any]:
         with whole():
