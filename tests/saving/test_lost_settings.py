@@ -326,7 +326,8 @@ class Holding(layers.Layer):
     def inner(self):
         held = self.held() if callable(self.held) else vars(self.held) if self.kind == "namespace" else self.held
         held = sorted(held, key=lambda layer: layer.name) if self.kind == "set" else held
-        return keras.tree.flatten(list(held) if self.kind == "deque" else held)
+        # TensorFlow puts tuples into something that Keras does not know for one.
+        return keras.tree.flatten(list(held) if self.kind == "deque" or isinstance(held, tuple) else held)
 
     def call(self, x):
         for layer in self.inner():

@@ -58,10 +58,13 @@ def sublayers_by_place(layer: keras.layers.Layer) -> dict[str, Any]:
     # PyTorch keeps modules apart from other attributes.
     attributes = {**vars(layer).get("_modules", {}), **vars(layer)}
     found: dict[str, Any] = {}
-    waiting = [(name, value) for name, value in attributes.items() if name not in ("_layers", "_functional", "_modules")]
+    waiting = [(name, attributes[name]) for name in attributes if name not in ("_layers", "_functional", "_modules")]
+    # Last in, first out: TensorFlow keeps all again under names of its own.
+    waiting.sort(key=lambda each: each[0].startswith("_"), reverse=True)
     while waiting and known:
         place, value = waiting.pop()
         if id(value) in known:
+            known.remove(id(value))
             found[place] = value
         elif isinstance(value, dict):
             waiting += [(f"{place}/{key}", item) for key, item in value.items()]
