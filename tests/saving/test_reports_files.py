@@ -327,6 +327,18 @@ def test_22_a_class_that_is_given_wins(tmp_path):
     assert type(loaded.layers[-1]) is first
 
 
+@pytest.mark.parametrize("name", ["Gate", "Other>Gate", "Custom>Gates"])
+def test_22_a_class_that_is_given_under_another_name(tmp_path, name):
+    # Keras passes over what it is given so.
+    first = lib(2.0)
+    around(first()).save(tmp_path / "model.keras")
+    lib(-7.0)
+    with pytest.raises(errors.UntrustedError, match=r"gives '.*Gates?', and no part .* there is 'Custom>Gate'"):
+        kustom.load(tmp_path / "model.keras", trust={name: first})
+    unneeded = {"Custom>Gate": first, "other>Thing": Tail}
+    assert type(kustom.load(tmp_path / "model.keras", trust=unneeded).layers[-1]) is first
+
+
 @register
 class Tail(keras.layers.Layer):
     def __init__(self, tail=(2,), **kwargs):

@@ -8,7 +8,8 @@ registry give the same verdict, on every backend and in every thread: nothing he
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,7 @@ def judge(
     if isinstance(subject, Archive) and subject.assets and not walk.customs and WITH_ASSETS.isdisjoint(walk.parts):
         message = "nobody expects the member, since no part of the model keeps more than weights. Save the model again."
         walk.anomalies.append(UnsafeFileError(message, file=file, part=next(iter(subject.assets))))
+    walk.anomalies += _given_in_vain(walk.trust, walk.customs, file)
     wanted = [custom for custom in walk.customs if custom.source is None]
     if wanted:
         walk.anomalies.append(_untrusted(wanted, file))
@@ -111,6 +113,22 @@ def _homes(manifest: Any) -> dict[str, str]:
     told = [each for each in parts if isinstance(each, dict)] if isinstance(parts, list) else []
     pairs = [(each.get("registered_name"), each.get("module")) for each in told]
     return {name: module for name, module in pairs if isinstance(name, str) and isinstance(module, str)}
+
+
+def _given_in_vain(trust: Trust, customs: list[Custom], file: str | None) -> Iterator[UntrustedError]:
+    """What was given by hand under nearly the name of a part: another, which is registered, would be taken without a word."""
+    names = {custom.registered_name for custom in customs}
+    others = sorted(names - trust.objects.keys())
+    for given in sorted(trust.objects.keys() - names):
+        meant = [name for name in others if name.rpartition(">")[2] == given.rpartition(">")[2]]
+        meant = meant or difflib.get_close_matches(given, others, n=1, cutoff=0.8)
+        if meant:
+            yield UntrustedError(
+                f"trust= gives {given!r}, and no part of the file has that name; there is {meant[0]!r}. Give it under its whole "
+                f"name: trust={{{meant[0]!r}: ...}}.",
+                file=file,
+                wants=(meant[0],),
+            )
 
 
 def _untrusted(wanted: list[Custom], file: str | None) -> UntrustedError:
