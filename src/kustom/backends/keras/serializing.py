@@ -125,13 +125,13 @@ def _graph_noted(plain: Callable[..., Any]) -> Callable[..., Any]:
     graphs = _graphs
 
     @functools.wraps(plain)
-    def functional_from_config(cls: Any, config: dict[str, Any], custom_objects: Any = None) -> Any:
+    def functional_from_config(cls: Any, config: dict[str, Any], *args: Any, **named: Any) -> Any:
         graphs.all.append({**config, "counted": None})
         # Keras takes these two out of the config, and reads them when all calls are made.
         ends = {key: copy.deepcopy(config[key]) for key in ("input_layers", "output_layers")}
         graphs.all[-1] |= ends
         try:
-            return plain(cls, {**config, **ends}, custom_objects)
+            return plain(cls, {**config, **ends}, *args, **named)
         finally:
             graphs.all.pop()
 
