@@ -634,7 +634,9 @@ ACCEPTED: dict[str, list[Callable[[Workshop], Path]]] = {
     "duplicate keys": [key_twice],
     "NaN": [not_a_number],
     "bytes of nobody": [bytes_before, bytes_behind, bytes_between, comment, other_head, encrypted],
-    "members nobody expects": [_named("run.sh"), _named("config.json.bak"), _named("assets")],
+    "members nobody expects": [
+        _named("run.sh"), _named("config.json.bak"), _named("assets"), _named("assets/layers/dense/words.txt"),
+    ],
     "another registered name": [other_registered_name],
     "a package in the current folder": [package_in_the_current_folder],
     "blanks": [blanks],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import functools
 import io
+import operator
 import types
 from collections.abc import Callable
 from typing import Any
@@ -140,7 +141,7 @@ HIDDEN: dict[str, tuple[Callable[[], Any], str]] = {
     "initializer": (lambda: around(layers.Dense(1, kernel_initializer=Filling(3.0))), "'filled' is array"),
     "metric": (lambda: compiled(metrics=[Weighted(5.0)]), "'times' is 5.0"),
     "training": (lambda: compiled(model=around(InTraining(7.0), layers.Dense(1))), "'by' is 7.0"),
-    "add_loss": (lambda: compiled(model=around(Penalty(7.0), layers.Dense(1))), "the sum of its losses"),
+    "add_loss": (lambda: compiled(model=around(Penalty(7.0), layers.Dense(1))), "'how' is namespace(strong=7.0)"),
 }
 
 
@@ -169,7 +170,7 @@ class Raised(keras.metrics.Mean):
 
     def __init__(self, power=1.0, **kwargs):
         super().__init__(**kwargs)
-        self.raised = lambda error: error**power
+        self.raised = operator.methodcaller("__pow__", power)
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         return super().update_state(self.raised(ops.abs(ops.subtract(y_true, y_pred))))
@@ -325,7 +326,8 @@ class Holding(layers.Layer):
     def inner(self):
         held = self.held() if callable(self.held) else vars(self.held) if self.kind == "namespace" else self.held
         held = sorted(held, key=lambda layer: layer.name) if self.kind == "set" else held
-        return keras.tree.flatten(list(held) if self.kind == "deque" else held)
+        # TensorFlow puts tuples into something that Keras does not know for one.
+        return keras.tree.flatten(list(held) if self.kind == "deque" or isinstance(held, tuple) else held)
 
     def call(self, x):
         for layer in self.inner():

@@ -327,6 +327,18 @@ def test_22_a_class_that_is_given_wins(tmp_path):
     assert type(loaded.layers[-1]) is first
 
 
+@pytest.mark.parametrize("name", ["Gate", "Other>Gate", "Custom>Gates"])
+def test_22_a_class_that_is_given_under_another_name(tmp_path, name):
+    # Keras passes over what it is given so.
+    first = lib(2.0)
+    around(first()).save(tmp_path / "model.keras")
+    lib(-7.0)
+    with pytest.raises(errors.UntrustedError, match=r"gives '.*Gates?', and no part .* there is 'Custom>Gate'"):
+        kustom.load(tmp_path / "model.keras", trust={name: first})
+    unneeded = {"Custom>Gate": first, "other>Thing": Tail}
+    assert type(kustom.load(tmp_path / "model.keras", trust=unneeded).layers[-1]) is first
+
+
 @register
 class Tail(keras.layers.Layer):
     def __init__(self, tail=(2,), **kwargs):
@@ -354,6 +366,15 @@ class Two(keras.layers.Layer):
         return inputs[0] + inputs[1]
 
 
+@register
+class TwoInATuple(keras.layers.Layer):
+    def build(self, input_shape):
+        self.saw = type(input_shape).__name__
+
+    def call(self, inputs):
+        return inputs[0] + inputs[1]
+
+
 def test_23_shapes_and_settings_are_tuples_after_loading(again):
     loaded = again(around(Tail())).layers[-1]
     assert (loaded.saw, loaded.tail) == ("tuple", (2,))
@@ -363,6 +384,12 @@ def test_23_the_shapes_of_several_inputs(again):
     one, other = keras.Input((3,)), keras.Input((3,))
     model = keras.Model([one, other], Two()([one, other]))
     assert again(model).layers[-1].saw == ["tuple", "tuple"]
+
+
+def test_23_several_inputs_in_a_tuple(again):
+    one, other = keras.Input((3,)), keras.Input((3,))
+    model = keras.Model([one, other], TwoInATuple()((one, other)))
+    assert again(model).layers[-1].saw == model.layers[-1].saw == "tuple"
 
 
 def test_23_a_file_of_plain_keras(tmp_path):
@@ -472,6 +499,32 @@ def test_30_one_layer_in_two_parts_is_one_after_loading(again):
         each.compile(keras.optimizers.SGD(0.01), "mse")
         each.fit(X, np.ones((4, 2)), verbose=0)
     np.testing.assert_allclose(outputs(loaded), outputs(model), rtol=1e-6)
+
+
+def in_a_sequential() -> Any:
+    shared, inputs = keras.layers.Dense(3, name="tied"), keras.Input((3,))
+    return keras.Model(inputs, around(shared, keras.layers.Dense(3))(inputs) + shared(shared(inputs)))
+
+
+def in_a_functional_model() -> Any:
+    one, other, inputs = keras.Input((3,)), keras.Input((3,)), keras.Input((3,))
+    inner = keras.Model(one, keras.layers.Dense(3)(one))
+    outer = keras.Model(other, [inner(other) * 2.0, inner(other)])
+    return keras.Model(inputs, {"a": outer(inputs), "b": inner(inputs)})
+
+
+def as_the_last_layer() -> Any:
+    shared, inputs = around(keras.layers.Dense(3)), keras.Input((3,))
+    return keras.Model(inputs, shared(around(shared, keras.layers.ReLU())(inputs)))
+
+
+@pytest.mark.parametrize("make", [in_a_sequential, in_a_functional_model, as_the_last_layer])
+def test_30_one_layer_in_a_model_and_in_a_model_of_that_is_one_after_loading(again, make):
+    model = make()
+    loaded = again(again(model))
+    assert len(loaded.weights) == len(model.weights)
+    for one, other in zip(keras.tree.flatten(model(X)), keras.tree.flatten(loaded(X)), strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(one), ops.convert_to_numpy(other))
 
 
 def test_30_one_loss_of_two_outputs_is_one_after_loading(again):

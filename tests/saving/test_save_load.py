@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import logging
+import operator
 import os
 import random
 import subprocess
@@ -138,6 +139,18 @@ def test_several_optimizers(tmp_path):
     # By their paths the optimizer knows which are whose; Keras gives those of a loaded model others.
     assert [v.path for v in loaded.weights] == [v.path for v in model.weights]
     assert [v.path for v in loaded.optimizer.variables] == [v.path for v in model.optimizer.variables]
+
+
+def test_weights_that_come_back_in_another_order_keep_their_paths(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    # What Keras counts for it comes behind the kernel here, and before it in a loaded layer.
+    model.quantize("float8")
+    kustom.save(model, tmp_path / "model.keras")
+    loaded = kustom.load(tmp_path / "model.keras")
+    before, after = ({v.path: ops.convert_to_numpy(v) for v in each.weights} for each in (model, loaded))
+    assert before.keys() == after.keys()
+    for path, value in before.items():
+        np.testing.assert_array_equal(after[path], value)
 
 
 def test_optimizers_that_scale_the_loss(tmp_path):
@@ -381,6 +394,18 @@ def test_a_path_that_is_none(tmp_path):
         kustom.load("https://example.com/model.keras")
 
 
+def test_a_place_that_is_none(tmp_path):
+    model = trained()
+    with pytest.raises(FileNotFoundError, match=r"no such folder.*nowhere'$"):
+        kustom.save(model, tmp_path / "nowhere" / "model.keras")
+    (tmp_path / "model.keras").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"a folder.*model\.keras'$"):
+        kustom.save(model, tmp_path / "model.keras")
+    with pytest.raises(errors.UnsavableError, match="mode 'wb'"), (tmp_path / "model.txt").open("w") as file:
+        kustom.save(model, file)  # pyright: ignore
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["model.keras", "model.txt"]
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path):
     path = tmp_path / "model.keras"
     kustom.save(trained(), path)
@@ -518,7 +543,7 @@ class Squared(keras.losses.Loss):
 
     def __init__(self, power=2.0, name="squared"):
         super().__init__(name=name)
-        self._raised = lambda error: error ** float(power)
+        self._raised = operator.methodcaller("__pow__", float(power))
 
     def call(self, y_true, y_pred):
         return self._raised(keras.ops.abs(y_true - y_pred))

@@ -15,7 +15,7 @@ from keras.src.saving import serialization_lib
 from kustom import errors
 from kustom.backends import keras as private
 from kustom.saving import table
-from kustom.saving.verdict import judge
+from kustom.saving.verdict import WITH_ASSETS, judge
 
 SCRIPT = keras_parts.script() if keras_parts.SCRIPT.exists() else None
 pytestmark = pytest.mark.skipif(SCRIPT is None, reason="the wheel is tested away from its sources")
@@ -59,6 +59,12 @@ def test_a_part_is_taken_in_its_own_place_and_refused_in_every_other(name):
             with pytest.raises(errors.UnsafeFileError, match=r", where .* was expected"):
                 verdict.hold()
     assert type(keras.saving.deserialize_keras_object(config)) is type(part)
+
+
+def test_what_keeps_assets_is_known():
+    assert {name for name in CLASSES if hasattr(exported(name), "save_assets")} <= WITH_ASSETS
+    # It makes lookups of its own.
+    assert WITH_ASSETS - {"keras.utils.FeatureSpace"} <= {*CLASSES}
 
 
 def test_text_that_keras_looks_up_in_a_setting_is_judged(monkeypatch):

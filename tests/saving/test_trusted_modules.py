@@ -177,6 +177,11 @@ def test_a_function_of_a_trusted_module_need_not_be_registered(modules):
     assert loaded.layers[0].activation is sys.modules["first_parts"].plain
 
 
+def test_the_module_of_a_function_that_is_registered_nowhere_is_the_line_to_add(modules):
+    with pytest.raises(errors.UntrustedError, match=r"load it with kustom\.load\(.*, trust='first_parts'\)"):
+        kustom.load(with_activation(function("first_parts", "plain")))
+
+
 def test_what_a_module_does_not_have_is_given_by_hand(modules):
     by_hand = types.FunctionType(compile("lambda x: 2 * x", "", "eval").co_consts[0], {}, "elsewhere")
     loaded = kustom.load(with_activation(function("first_parts", "elsewhere")), trust={"elsewhere": by_hand})

@@ -6,6 +6,7 @@ Reading takes the bytes of the file once. What is judged is what is handed on, w
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import secrets
@@ -329,6 +330,11 @@ def write(target: str | os.PathLike[str] | IO[bytes], members: Iterable[tuple[st
         return
     path = os.path.realpath(os.fspath(target))
     folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        # Otherwise the name of the file at the side, which nobody knows, would be said to be missing.
+        raise FileNotFoundError(errno.ENOENT, "There is no such folder to save a model in; make it before", folder)
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, "This is a folder, which no model takes the place of", path)
     aside = os.path.join(folder, f".{os.path.basename(path)}.{secrets.token_hex(8)}.part")
     try:
         with open(aside, "xb", buffering=0) as file:

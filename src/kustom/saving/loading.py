@@ -32,7 +32,7 @@ from kustom.errors import (
 from kustom.saving import archive, arrays, manifest, process, recording, resolving
 from kustom.saving.customs import key_of
 from kustom.saving.limits import Limits
-from kustom.saving.rebuilding import Rebuilt, causes, definition_of, is_object, nodes, public, rebuild, retype, said
+from kustom.saving.rebuilding import Rebuilt, causes, definition_of, is_object, last_said, nodes, public, rebuild, retype, said
 from kustom.saving.verdict import judge
 
 __all__ = ["load"]
@@ -162,11 +162,10 @@ class _Loading:
         told = None
         for inner in causes(error):
             told = inner if isinstance(inner, KustomError) else told
-        text = said(told or error)
-        text = text.rpartition("Exception encountered: ")[2]
+        text = last_said(told or error, 600)
         wrote, here = self.opened.metadata.get("keras_version"), keras.__version__
         hint = self.parts.nearest(text) + (f" The file was written with Keras {wrote}; this is {here}." if wrote != here else "")
-        return RebuildError(f"{self.parts.last_name(text)}{text[-600:]}{hint}", file=self.file, part=self.parts.last_place())
+        return RebuildError(f"{self.parts.last_name(text)}{text}{hint}", file=self.file, part=self.parts.last_place())
 
     def _stored(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}

@@ -24,6 +24,7 @@ __all__ = [
     "causes",
     "definition_of",
     "is_object",
+    "last_said",
     "nodes",
     "public",
     "rebuild",
@@ -117,6 +118,18 @@ def said(error: BaseException) -> str:
     return "".join(sign if sign.isprintable() else f"\\x{ord(sign):02x}" for sign in line)
 
 
+def last_said(error: BaseException, most: int) -> str:
+    """What the part says that failed when Keras made it, without the config that Keras quotes before it; at most so many signs.
+
+    Raises:
+        MemoryError: Memory was lacking, whatever Keras made of that.
+    """
+    text = said(error)
+    for mark in ("Exception encountered: ", "Error encountered during deserialization: "):
+        text = text.rpartition(mark)[2]
+    return text if len(text) <= most else f"…{text[-most:]}"
+
+
 def definition_of(obj: Any) -> Any:
     """The class of an object; a function is its own definition, and so is a class that stands for its default part."""
     return obj if isinstance(obj, type | types.FunctionType) else type(obj)
@@ -179,7 +192,7 @@ def types_of(config: Any, owner_of: Callable[[dict[str, Any]], str], place: str 
     for key, item in items:
         of_item = owner
         if isinstance(config, dict) and is_object(config):
-            of_item = owner_of(config) if key == "config" else ""
+            of_item = owner_of(config) if key in ("config", "build_config") else ""
         inner = types_of(item, owner_of, f"{place}/{_escaped(key)}", of_item)
         for kind, places in inner.items():
             found[kind] += places

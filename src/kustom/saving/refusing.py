@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import types
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -20,8 +21,8 @@ from kustom.backends import keras as private
 from kustom.defining import naming
 from kustom.errors import UnsavableError
 from kustom.saving import recording, table
-from kustom.saving.differing import is_stand_in, settings_of
-from kustom.saving.rebuilding import Rebuilt, definition_of, nodes, rebuild, said, without_values, written_of
+from kustom.saving.differing import alike, is_stand_in, settings_of, settings_of_sublayer, sublayers_of
+from kustom.saving.rebuilding import Rebuilt, definition_of, last_said, nodes, rebuild, without_values, written_of
 
 __all__ = [
     "is_custom",
@@ -31,7 +32,8 @@ __all__ = [
     "refuse_measures",
     "refuse_other_model",
     "refuse_other_parts",
-    "refuse_other_trainable",
+    "refuse_other_sublayers",
+    "refuse_other_weights",
     "refuse_untracked",
 ]
 
@@ -96,12 +98,15 @@ def rebuilt_twin(config: dict[str, Any], originals: dict[int, Any]) -> Rebuilt:
     Raises:
         UnsavableError: It cannot be made, or not whole.
     """
+    last = ""
 
     def find(node: dict[str, Any], name: str) -> Any:
+        nonlocal last
         original = originals.get(node.get("shared_object_id", -1))
         if original is None or not is_custom(node, original):
             return None
         definition = definition_of(original)
+        last = f", at {name_of(original)}"
         registered = private.registered(name if isinstance(original, types.FunctionType) else node["registered_name"] or name)
         return definition if registered is None else registered
 
@@ -113,7 +118,7 @@ def rebuilt_twin(config: dict[str, Any], originals: dict[int, Any]) -> Rebuilt:
                 twin.objects.update(private.deserialized(compiled, find)[1])
         except Exception as error:
             # Constructors of anybody's run here: whatever they raise, they would raise when the file is loaded.
-            raise UnsavableError(f"the model could not be made again from its config: {_last_line(error)}") from error
+            raise UnsavableError(f"the model could not be made again from its config{last}: {_last_line(error)}") from error
     for warning in warned:
         if "cannot be built automatically" in str(warning.message):
             raise UnsavableError(" ".join(str(warning.message).split()))
@@ -121,9 +126,7 @@ def rebuilt_twin(config: dict[str, Any], originals: dict[int, Any]) -> Rebuilt:
 
 
 def _last_line(error: BaseException) -> str:
-    marker = "Exception encountered: "
-    text = said(error).rpartition(marker)[2]
-    return f"{type(error).__name__}: {text[-400:]}"
+    return f"{type(error).__name__}: {last_said(error, 400)}"
 
 
 def refuse_other_parts(twin: Rebuilt, originals: dict[int, Any], configs: dict[int, dict[str, Any]]) -> None:
@@ -156,6 +159,34 @@ def refuse_other_parts(twin: Rebuilt, originals: dict[int, Any], configs: dict[i
                 f"{name_of(original)}: its setting {setting!r} is {_shown(before)} and would come back as {_shown(after)}. "
                 "It was changed after the part was made, or get_config() does not tell it. Decorate the class with "
                 "@kustom.part, or have get_config() return what it is now."
+            )
+
+
+def refuse_other_sublayers(model: Any, again: Any, told: Iterable[Any]) -> None:
+    """Refuse a part whose constructor, given its config, would make other layers than it has.
+
+    Args:
+        model: The model.
+        again: The rebuilt model.
+        told: The parts that the model's config tells of, which are compared as such.
+
+    Raises:
+        UnsavableError: It would.
+    """
+    known = set(map(id, told))
+    for layer, other in sublayers_of(model, again):
+        if id(layer) in known:
+            continue
+        if type(layer) is not type(other) and not is_stand_in(type(other), type(layer)):
+            raise UnsavableError(
+                f"{_within(model, layer, known)} would be one of {type(other).__module__}.{type(other).__qualname__}. "
+                "It was replaced after its owner was made: have the owner's get_config() tell which it is."
+            )
+        for setting, before, after in settings_of_sublayer(layer, other):
+            raise UnsavableError(
+                f"{_within(model, layer, known)} has the setting {setting!r} as {_shown(before)} and would have it as "
+                f"{_shown(after)}. It was changed after its owner was made, or the owner's get_config() does not tell what it was "
+                "made of. Decorate the owner's class with @kustom.part, or have its get_config() return what it is now."
             )
 
 
@@ -202,28 +233,52 @@ def _is_inner(model: Any, layer: Any) -> bool:
     return any(private.functional_of(each) is layer for each in private.layers_of(model) if isinstance(each, keras.Model))
 
 
-def refuse_other_trainable(model: Any, again: Any) -> None:
-    """Refuse a model of whose weights others are trained when it comes back.
+def _within(model: Any, layer: Any, known: set[int]) -> str:
+    """A layer as a message names it, behind the innermost part around it that a config tells of."""
+    holders = [each for each in private.holders_of(model, layer) if id(each) in known]
+    return f"{name_of(holders[-1])}, whose part {name_of(layer)}" if holders else name_of(layer)
+
+
+def refuse_other_weights(model: Any, again: Any, counterparts: dict[int, keras.Variable]) -> None:
+    """Refuse a model whose weights come back in another dtype, trained where they were frozen, or under other rules.
+
+    Args:
+        model: The model.
+        again: The rebuilt model.
+        counterparts: The weights of the model, by the ids of those of the rebuilt one.
 
     Raises:
-        UnsavableError: A weight itself was frozen, or its layer thawed in part.
+        UnsavableError: A weight itself was frozen, or its layer thawed in part; or its layer's config does not tell the dtype,
+            the constraint or the regularizer of it.
     """
     trained, others = ({id(weight) for weight in each.trainable_weights} for each in (model, again))
-    if len(model.weights) != len(again.weights):
-        return
-    for weight, other in zip(model.weights, again.weights, strict=True):
+    for other in again.weights:
+        weight = counterparts.get(id(other))
+        if weight is None:
+            # Its layer hands something else over than the variable itself.
+            continue
         before, after = id(weight) in trained, id(other) in others
         if before != after:
             raise UnsavableError(
                 f"{weight.path}: it is {'trained' if before else 'frozen'} and would come back {'trained' if after else 'frozen'}; "
                 "no config tells it of a weight. Set `trainable` of the layer that has it, or in the layer's build()."
             )
+        for what in ("dtype", "constraint", "regularizer"):
+            before, after = getattr(weight, what), getattr(other, what)
+            if not alike(before, after):
+                raise UnsavableError(
+                    f"{weight.path}: its {what} is {_shown(before)} and would come back as {_shown(after)}. Give it to "
+                    "the layer when it is made, and have the layer's get_config() tell it."
+                )
 
 
 def refuse_other_model(
     twin: Rebuilt, entries: dict[str, dict[str, Any]], assets: Any, entry: Any, recorded: Any, losses: float | None
-) -> None:
+) -> dict[int, keras.Variable]:
     """Refuse a model whose weights do not all come back, or that computes something else with them.
+
+    Returns:
+        From the id of each weight of the twin the original's that it had its value of: the order of both need not be one.
 
     Args:
         twin: The rebuilt model.
@@ -253,7 +308,7 @@ def refuse_other_model(
         if fresh:
             raise UnsavableError(f"{fresh[0].path}: it would come back with a fresh value, since no value of it is saved.")
         if entry is None:
-            return
+            return _counterparts(entries, stored)
         x = recording.inputs_from(entry)
         try:
             given, again = recording.outputs(twin.model, x, contextlib.nullcontext)
@@ -269,6 +324,12 @@ def refuse_other_model(
             f"the model would load, and give another output: {how}. A setting is lost, or a sublayer is made anew: "
             "see that each of its parts tells in get_config() all that its call() uses."
         )
+    return _counterparts(entries, stored)
+
+
+def _counterparts(entries: dict[str, dict[str, Any]], stored: dict[str, dict[str, Any]]) -> dict[int, keras.Variable]:
+    pairs = [(values[key].variable, entries[path][key]) for path, values in stored.items() for key in values]
+    return {id(again): original for again, original in pairs if again is not None and isinstance(original, keras.Variable)}
 
 
 def _stored(value: Any, place: str) -> Any:

@@ -8,7 +8,8 @@ registry give the same verdict, on every backend and in every thread: nothing he
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,12 @@ from kustom.saving.judging import Judge
 from kustom.saving.limits import DEFAULT, Limits
 from kustom.saving.trusting import Trust, name_of_script
 
-__all__ = ["Custom", "Verdict", "judge"]
+__all__ = ["WITH_ASSETS", "Custom", "Verdict", "judge"]
+
+# Of Keras's own, what keeps more than numbers beside the weights: vocabularies.
+WITH_ASSETS = frozenset(
+    ("keras.layers.IntegerLookup", "keras.layers.StringLookup", "keras.layers.TextVectorization", "keras.utils.FeatureSpace")
+)
 
 _WORST_FIRST = (UnsafeFileError, CorruptFileError, FormatError, LimitError, UntrustedError, FileError)
 
@@ -90,6 +96,10 @@ def judge(
     if isinstance(subject, Archive) and not walk.anomalies:
         for error in sizes.compared(config, subject.weights, file):
             walk.anomalies.append(error)
+    if isinstance(subject, Archive) and subject.assets and not walk.customs and WITH_ASSETS.isdisjoint(walk.parts):
+        message = "nobody expects the member, since no part of the model keeps more than weights. Save the model again."
+        walk.anomalies.append(UnsafeFileError(message, file=file, part=next(iter(subject.assets))))
+    walk.anomalies += _given_in_vain(walk.trust, walk.customs, file)
     wanted = [custom for custom in walk.customs if custom.source is None]
     if wanted:
         walk.anomalies.append(_untrusted(wanted, file))
@@ -105,16 +115,29 @@ def _homes(manifest: Any) -> dict[str, str]:
     return {name: module for name, module in pairs if isinstance(name, str) and isinstance(module, str)}
 
 
+def _given_in_vain(trust: Trust, customs: list[Custom], file: str | None) -> Iterator[UntrustedError]:
+    """What was given by hand under nearly the name of a part: another, which is registered, would be taken without a word."""
+    names = {custom.registered_name for custom in customs}
+    others = sorted(names - trust.objects.keys())
+    for given in sorted(trust.objects.keys() - names):
+        meant = [name for name in others if name.rpartition(">")[2] == given.rpartition(">")[2]]
+        meant = meant or difflib.get_close_matches(given, others, n=1, cutoff=0.8)
+        if meant:
+            yield UntrustedError(
+                f"trust= gives {given!r}, and no part of the file has that name; there is {meant[0]!r}. Give it under its whole "
+                f"name: trust={{{meant[0]!r}: ...}}.",
+                file=file,
+                wants=(meant[0],),
+            )
+
+
 def _untrusted(wanted: list[Custom], file: str | None) -> UntrustedError:
     lines = []
     for custom in {(each.registered_name, each.module): each for each in wanted}.values():
         where = f"of {custom.module}" if custom.module else "of a script or notebook"
         lines.append(f"  {custom.registered_name} ({custom.slot}, {where}), at {custom.place}")
     running = name_of_script("__main__")
-    # A function that is registered nowhere has its bare name, and is given itself, whoever vouches for its module.
-    found = [
-        custom for custom in wanted if custom.module and not (custom.key[1] == "function" and ">" not in custom.registered_name)
-    ]
+    found = [custom for custom in wanted if custom.module]
     modules = sorted({str(custom.module).split(".")[0] for custom in found if custom.module != running})
     own = any(custom.module == running for custom in found)
     by_hand = ", ".join(f"{name!r}: {name.rpartition('>')[2]}" for name in sorted({custom.registered_name for custom in wanted}))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import io
 import json
 import os
 import re
@@ -77,6 +78,8 @@ def _target(path: Any) -> Any:
     if not isinstance(path, str | bytes | os.PathLike):
         if not callable(getattr(path, "write", None)):
             raise UnsavableError(f"a model is saved to a path or to a binary file object, not to a {type(path).__qualname__}.")
+        if isinstance(path, io.TextIOBase):
+            raise UnsavableError("a model's file holds bytes, and this file takes text; open it with mode 'wb'.")
         return path
     text = os.fsdecode(path)
     if "://" in text:
@@ -112,11 +115,11 @@ class _Prepared:
         self.tolerance = recording.tolerance(model, alike=True)
         twin = refusing.rebuilt_twin(again, self.originals)
         refusing.refuse_other_parts(twin, self.originals, {node.get("shared_object_id", -1): node for _, node in nodes(tree)})
-        paths = [variable.path for variable in model.weights]
-        self.paths = paths if paths != [variable.path for variable in twin.model.weights] else []
         with _assets_of(model, has_assets) as (store, self.assets):
-            refusing.refuse_other_model(twin, entries, store, self.entry, self.outputs, self.losses)
-        refusing.refuse_other_trainable(model, twin.model)
+            counterparts = refusing.refuse_other_model(twin, entries, store, self.entry, self.outputs, self.losses)
+        self.paths = _paths(model, twin.model, counterparts)
+        refusing.refuse_other_sublayers(model, twin.model, self.originals.values())
+        refusing.refuse_other_weights(model, twin.model, counterparts)
         refusing.refuse_measures(twin, self.originals, self.measured, shape)
         if self.outputs is None and model.built:
             errors.warn(
@@ -167,7 +170,23 @@ def _serialized(model: Any) -> tuple[dict[str, Any], list[tuple[Any, dict[str, A
             raise
         except Exception as error:
             # Each part says here what its settings are; whatever one raises, it has not said it.
-            raise UnsavableError(f"a part has no config: {type(error).__name__}: {said(error)[:300]}") from error
+            name = _without_config(model)
+            raise UnsavableError(
+                f"{name or 'a part'} has no config: {type(error).__name__}: {said(error)[:300]} Have its get_config() give "
+                "numbers, text, lists and dicts of them, or decorate its class with @kustom.part."
+            ) from error
+
+
+def _without_config(model: Any) -> str | None:
+    """The innermost layer, or what the model is compiled with, of which no config can be made, as a message names it."""
+    for part in [*reversed(private.layers_of(model)), *private.attributes_of(model).values()]:
+        if not isinstance(part, keras.Variable | keras.Sequential):
+            try:
+                keras.saving.serialize_keras_object(part)
+            except Exception:
+                # As above: what one of them raises says that it is the one.
+                return refusing.name_of(part)
+    return None
 
 
 def _numbered(tree: dict[str, Any], noted: list[tuple[Any, dict[str, Any]]]) -> tuple[dict[str, Any], dict[int, Any]]:
@@ -214,9 +233,21 @@ def _has_identity(obj: Any) -> bool:
     return isinstance(obj, kinds) or not private.is_of_library(obj)
 
 
+def _paths(model: Any, again: Any, counterparts: dict[int, Any]) -> list[str]:
+    """The paths of a model's weights, in the order in which they come back; none where they come back themselves."""
+    before = model.weights if len(model.weights) == len(again.weights) else again.weights
+    # What its layer hands over as something else, such as a sum, has its own place.
+    paths = [counterparts.get(id(weight), same).path for weight, same in zip(again.weights, before, strict=True)]
+    return paths if paths != [weight.path for weight in again.weights] else []
+
+
 def _json(tree: Any) -> str:
     try:
-        return json.dumps(tree, allow_nan=False)
+        text = json.dumps(tree, allow_nan=False)
+        if r"\ud" in text:
+            # Half of a surrogate pair is no text that a file could hold.
+            json.dumps(tree, ensure_ascii=False).encode()
+        return text
     except (TypeError, ValueError) as error:
         broken = [(place, node) for place, node in nodes(tree) if not _is_json(node["config"])]
         where = f"{broken[-1][0]} ({broken[-1][1]['class_name']}): " if broken else ""
@@ -225,7 +256,7 @@ def _json(tree: Any) -> str:
 
 def _is_json(value: Any) -> bool:
     try:
-        json.dumps(value, allow_nan=False)
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError):
         return False
     return True

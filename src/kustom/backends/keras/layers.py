@@ -31,6 +31,7 @@ __all__ = [
     "mark_default",
     "metrics_of",
     "sublayers",
+    "sublayers_by_place",
     "takers_in",
     "takes_training",
     "track",
@@ -47,6 +48,29 @@ def in_call(layer: keras.layers.Layer) -> bool:
 def sublayers(layer: keras.layers.Layer) -> list[Any]:
     """The layers that `layer` tracks itself, in the order of their making."""
     return layer._layers
+
+
+def sublayers_by_place(layer: keras.layers.Layer) -> dict[str, Any]:
+    """The layers that `layer` tracks itself, by the attribute that each stands in, and where in it."""
+    if is_functional(layer):
+        return {f"layers/{number}": each for number, each in enumerate(layer.layers)}
+    known = {id(each) for each in layer._layers}
+    # PyTorch keeps modules apart from other attributes.
+    attributes = {**vars(layer).get("_modules", {}), **vars(layer)}
+    found: dict[str, Any] = {}
+    waiting = [(name, attributes[name]) for name in attributes if name not in ("_layers", "_functional", "_modules")]
+    # Last in, first out: TensorFlow keeps all again under names of its own.
+    waiting.sort(key=lambda each: each[0].startswith("_"), reverse=True)
+    while waiting and known:
+        place, value = waiting.pop()
+        if id(value) in known:
+            known.remove(id(value))
+            found[place] = value
+        elif isinstance(value, dict):
+            waiting += [(f"{place}/{key}", item) for key, item in value.items()]
+        elif isinstance(value, list | tuple) and len(place) < 1000:
+            waiting += [(f"{place}/{number}", item) for number, item in enumerate(value)]
+    return found
 
 
 def descendants(layer: keras.layers.Layer) -> list[Any]:

@@ -85,10 +85,14 @@ class Stored:
     """An array of a file that has not been read: a variable that is given it sees first whether it fits.
 
     To anything else it is what Keras hands out, a data set: it has a shape, and becomes an array where one is made of it.
+
+    Attributes:
+        variable: The variable that it was given to; None where there is none.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: str, read: Callable[[], Any], place: str) -> None:
         self.shape, self.kind, self.read, self.place = shape, dtype, read, place
+        self.variable: keras.Variable | None = None
 
     @property
     def dtype(self) -> np.dtype:
@@ -191,6 +195,7 @@ def _filled_assign(plain: Callable[..., Any]) -> Callable[..., Any]:
                 raise ValueError(f"{value.place} has the shape {value.shape}, and {self.path} is {tuple(self.shape)}")
             if kind_of(value.kind) != kind_of(self._dtype):
                 raise ValueError(f"{value.place} has the dtype {value.kind}, and {self.path} is {self._dtype}")
+            value.variable = self
             value = value.read()
         if self._value is not None or open_scope() is not None:
             return plain(self, value)

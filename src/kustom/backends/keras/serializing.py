@@ -6,6 +6,7 @@ Reading is in safe mode always, and whoever reads says first which class or func
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import keras
 from keras.src.backend.common import global_state
+from keras.src.models import functional
 from keras.src.saving import serialization_lib
 from keras.src.saving.serialization_lib import ObjectSharingScope, SafeModeScope
 
@@ -110,17 +112,92 @@ def found_by(finder: Callable[[dict[str, Any], str], Any]) -> Iterator[None]:
         _finders.all.pop()
 
 
+class _Graphs(threading.local):
+    def __init__(self) -> None:
+        # Of the functional models that are being made, outermost first: the configs, and the layers that were looked at.
+        self.all: list[dict[str, Any]] = []
+
+
+_graphs = _Graphs()
+
+
+def _graph_noted(plain: Callable[..., Any]) -> Callable[..., Any]:
+    graphs = _graphs
+
+    @functools.wraps(plain)
+    def functional_from_config(cls: Any, config: dict[str, Any], *args: Any, **named: Any) -> Any:
+        graphs.all.append({**config, "counted": None})
+        # Keras takes these two out of the config, and reads them when all calls are made.
+        ends = {key: copy.deepcopy(config[key]) for key in ("input_layers", "output_layers")}
+        graphs.all[-1] |= ends
+        try:
+            return plain(cls, {**config, **ends}, *args, **named)
+        finally:
+            graphs.all.pop()
+
+    return functional_from_config
+
+
+def _calls_counted(plain: Callable[..., Any]) -> Callable[..., Any]:
+    graphs = _graphs
+
+    @functools.wraps(plain)
+    def deserialize_node(node_data: Any, created_layers: dict[str, Any]) -> Any:
+        if not (graphs.all and isinstance(node_data, dict)):
+            return plain(node_data, created_layers)
+        graph = graphs.all[-1]
+        if graph["counted"] is None:
+            graph["counted"] = {name: _calls_elsewhere(layer) for name, layer in created_layers.items()}
+            for key in ("input_layers", "output_layers"):
+                _count_ends(graph[key], graph["counted"])
+        counted = graph["counted"]
+        return plain(_calls_moved(node_data, counted) if any(counted.values()) else node_data, created_layers)
+
+    return deserialize_node
+
+
+def _calls_elsewhere(layer: Any) -> int:
+    return len(layer._inbound_nodes) - isinstance(layer, keras.layers.InputLayer)
+
+
+def _count_ends(value: Any, counted: dict[str, int]) -> None:
+    """Add to the calls that the ends of a graph are of those that were made before, in place."""
+    if isinstance(value, list) and len(value) == 3 and isinstance(value[0], str):
+        value[1] += counted.get(value[0], 0)
+    elif isinstance(value, list | tuple | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            _count_ends(item, counted)
+
+
+def _calls_moved(value: Any, counted: dict[str, int]) -> Any:
+    """The config of a call, whose inputs are outputs of calls that are numbered within the model."""
+    if isinstance(value, dict):
+        moved = {key: _calls_moved(item, counted) for key, item in value.items()}
+        history = moved.get("keras_history") if isinstance(moved.get("keras_history"), list | tuple) else None
+        if history:
+            moved["keras_history"] = [history[0], history[1] + counted.get(history[0], 0), *history[2:]]
+        return moved
+    return type(value)(_calls_moved(item, counted) for item in value) if type(value) in (list, tuple) else value
+
+
+_graphs_noted = Exchange(functional, "functional_from_config", _graph_noted)
+_numbering = Exchange(functional, "deserialize_node", _calls_counted)
+
+
 def deserialized(
     config: Any, finder: Callable[[dict[str, Any], str], Any], known: dict[int, Any] | None = None
 ) -> tuple[Any, dict[int, Any]]:
     """What a config stands for, in safe mode, and its objects by their `shared_object_id`.
+
+    Keras numbers the calls of a layer within each model. A layer that stands in two models has been called by the first when
+    the second is made, which then counts on from there, instead of taking the first's calls for its own.
 
     Args:
         config: A config; what stands in it as an array, or another object, is handed on as it is.
         finder: Asked first for the class or function of a config, given it and the name; None where it knows none.
         known: Objects that were made before, by their `shared_object_id`.
     """
-    with found_by(finder), ObjectSharingScope():
+    with found_by(finder), ObjectSharingScope(), _graphs_noted, _numbering:
         objects: Any = global_state.get_global_attribute("shared_objects/id_to_obj_map")
         objects.update(known or {})
         return serialization_lib.deserialize_keras_object(config, safe_mode=True), objects
