@@ -190,7 +190,8 @@ class Inputs:
         if self.domain is not None or self.given is not None or self._values(_REALS) is None:
             return False
         y_true, y_pred = self._pair(_REALS, 32, self.subject.rng("ends"))
-        return not calls.same(*([calls.value_of(self.subject, y_true, k * y_pred)] for k in (1, 2)))
+        of_ones, of_twos = (calls.value_of(self.subject, y_true, k * y_pred) for k in (1, 2))
+        return not calls.same(of_ones, of_twos)
 
     def _share(self, domains: tuple[Domain, Domain, bool]) -> float:
         """The share of entries of `y_pred` on which the value depends; -1 where the part refuses, or is not finite."""

@@ -275,7 +275,7 @@ class KeepsItsBest(MeanOfAll):
     def reset_state(self):
         for variable in self.variables:
             if variable is not self.best:
-                variable.assign(ops.zeros_like(variable))
+                variable.assign(ops.zeros(variable.shape))
 
 
 @register

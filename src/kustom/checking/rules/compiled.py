@@ -151,7 +151,7 @@ def _updates_compiled(subject: Subject) -> Iterator[Measured | Undecided]:
         yield Undecided("no second one could be made")
         return
     rng = subject.rng("T404")
-    compiled = function(lambda *args: calls.update(other, *args))
+    compiled = function(lambda y_true, y_pred: calls.update(other, y_true, y_pred))
     for _ in range(2):
         args = subject.inputs.arguments(rng=rng)
         calls.update(eager, *calls.tensors(args))
