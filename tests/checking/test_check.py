@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import keras
 import pytest
 from keras import ops
@@ -10,6 +13,7 @@ import kustom
 from kustom import errors
 from kustom.checking import rules
 from kustom.checking.finding import NotChecked, NotRun
+from kustom.checking.processes import POOL
 from kustom.checking.report import Report
 
 
@@ -63,6 +67,85 @@ def test_what_returns_nothing_has_no_shape_or_dtype_that_were_wrong():
     report = kustom.check(Nothing(), only="S202,S203,T402", on_fail=None)
     assert {finding.code for finding in report.findings} == {"T402"}
     assert all("see T402" in outcome.why for outcome in report if isinstance(outcome, NotChecked))
+
+
+class CannotBeMade(keras.losses.Loss):
+    def __init__(self, name=None):
+        super().__init__(name=name)
+        self.nothing = None + 1
+
+    def call(self, y_true, y_pred):
+        return y_pred
+
+
+def test_what_cannot_be_made_is_found_once_and_the_rest_waits():
+    report = kustom.check(CannotBeMade, only="B601,C101,C102,C104,C106", on_fail=None)
+    assert {finding.code for finding in report.findings} == {"B601"}
+    assert {(outcome.code, outcome.waits_on) for outcome in report if isinstance(outcome, NotRun)} >= {("C101", ("B601",))}
+    assert not [outcome for outcome in report if isinstance(outcome, NotChecked)], report
+
+
+def test_an_optimizer_that_cannot_be_made_is_found():
+    class OfOldKeras(keras.optimizers.Optimizer):
+        def __init__(self, lr=0.01, **kwargs):
+            super().__init__(lr=lr, **kwargs)
+
+    report = kustom.check(OfOldKeras, only="C", on_fail=None)
+    assert {finding.code for finding in report.findings} == {"C102"}
+    assert "cannot be made" in report.findings[0].message
+    assert not [outcome for outcome in report if isinstance(outcome, NotChecked)], report
+
+
+class OfOneShape(keras.initializers.Initializer):
+    def __init__(self, values=(0.1, 0.2, 0.3, 0.4)):
+        self.values = tuple(values)
+
+    def __call__(self, shape, dtype=None):
+        return ops.reshape(ops.tile(ops.convert_to_tensor(self.values, dtype=dtype), (shape[0],)), shape)
+
+    def get_config(self):
+        return {"values": self.values}
+
+
+def test_an_initializer_of_one_shape_is_called_with_no_other():
+    report = kustom.check(OfOneShape(), only="C102,N312", on_fail=None)
+    assert report.ok
+    assert not [outcome for outcome in report if isinstance(outcome, NotChecked)], report
+
+
+@keras.saving.register_keras_serializable("test_check")
+class HoldsTheLayerItself(keras.layers.Layer):
+    def __init__(self, inner, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = inner
+
+    def call(self, x):
+        return self.inner(x)
+
+    def get_config(self):
+        return {**super().get_config(), "inner": self.inner}
+
+
+def test_a_copy_that_holds_the_layers_of_the_part_is_none():
+    report = kustom.check(HoldsTheLayerItself(keras.layers.Dense(3)), only="C108,G201,S203", on_fail=None)
+    assert {finding.code for finding in report.findings} == {"C108"}
+
+
+@pytest.mark.slow
+def test_a_script_that_checks_where_it_is_imported_ends(tmp_path):
+    # Other processes import it to find the part, and come upon its own call.
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import keras, kustom\n"
+        "class Twice(keras.layers.Layer):\n"
+        "    def call(self, x):\n"
+        "        return x * 2.0\n"
+        "report = kustom.check(Twice, only='B601', on_fail=None)\n"
+        "print(len(report.outcomes), report.ok, 'no fault')\n"
+        "assert report.outcomes[0].code == 'B601'\n"
+    )
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=True)
+    assert run.stdout.endswith(f"{len(POOL.backends)} True no fault\n")
 
 
 def test_a_report_can_be_had_whatever_it_says():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import keras
+import numpy as np
 import pytest
 from keras import ops
 
 import kustom
 from kustom.checking.finding import NotChecked
 from kustom.checking.processes import POOL
+from kustom.checking.rules.backends import of_the_part
 from kustom.checking.subjects import Subject
 
 
@@ -113,6 +115,42 @@ def test_a_metric_of_probabilities_is_finite_where_they_are_0_and_1():
     report = kustom.check(LogScore(), only="N301", on_fail=None)
     assert "one-hot" in report.findings[0].message
     assert kustom.check(LogScore(floor=1e-7), only="N301", on_fail=None).ok
+
+
+class MakesALayerInItsCall(keras.layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = None
+
+    def call(self, x):
+        if self.dense is None:
+            self.dense = keras.layers.Dense(3)
+        return self.dense(x)
+
+
+def test_what_fails_on_all_inputs_is_no_matter_of_the_inputs():
+    report = kustom.check(MakesALayerInItsCall(), only="B601", on_fail=None)
+    assert "cannot add new elements of state" in report.findings[0].message
+    assert of_the_part(TypeError("unsupported operand type(s) for *: 'numpy.ndarray' and 'Tensor'"))
+
+
+def test_a_loss_of_logits_is_given_logits():
+    class OfLogits(keras.losses.Loss):
+        def call(self, y_true, y_pred):
+            return -ops.sum(y_true * ops.log_softmax(y_pred, axis=-1), axis=-1)
+
+    assert Subject(OfLogits()).inputs.pair_domain() == ("probabilities", "reals", False)
+    assert Subject(keras.losses.CategoricalCrossentropy()).inputs.pair_domain()[:2] == ("probabilities", "probabilities")
+
+
+class SumsTheStepsBefore(keras.layers.Layer):
+    def call(self, x):
+        return ops.cumsum(x, axis=1)
+
+
+def test_a_causal_layer_does_not_compute_each_step_by_itself():
+    report = kustom.check(SumsTheStepsBefore(), inputs=np.ones((3, 5, 4), "float32"), only="S207", on_fail=None)
+    assert report.ok
 
 
 def test_a_layer_may_write_into_what_another_has_computed():

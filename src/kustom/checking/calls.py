@@ -5,9 +5,11 @@ What is compared is what a user sees: a loss's values before they are averaged, 
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import inspect
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -86,6 +88,25 @@ def _takes_training(layer: Any) -> bool:
     return private.takes_training(layer) or isinstance(layer, keras.Model)
 
 
+def trained_by(optimizer: Any) -> list[np.ndarray]:
+    """Variables after some steps of a copy of an optimizer, on gradients that are always the same."""
+    other = type(optimizer).from_config(optimizer.get_config())
+    rng = np.random.default_rng(0)
+    variables = [keras.Variable(rng.normal(size=(3, 2)).astype("float32")) for _ in range(2)]
+    other.build(variables)
+    for _ in range(4):
+        gradients = [ops.convert_to_tensor(rng.normal(size=(3, 2)).astype("float32")) for _ in variables]
+        if keras.backend.backend() != "jax":
+            other.apply(gradients, variables)
+            continue
+        # As fit does: one that decides by its gradients' values cannot assign there.
+        now = [v.value for v in variables], [v.value for v in other.variables]
+        for held, values in zip((variables, other.variables), other.stateless_apply(now[1], gradients, now[0]), strict=True):
+            for variable, value in zip(held, values, strict=True):
+                variable.assign(value)
+    return [arrays(v) for v in variables]
+
+
 def training_of(subject: Any) -> dict[str, Any]:
     """The keyword with which a part must be called that works in training alone."""
     return {"training": True} if subject.tagged("needs_training") else {}
@@ -98,10 +119,31 @@ def _values(loss: Any, y_true: Any, y_pred: Any) -> Any:
 def _result(metric: Any, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
     if isinstance(metric, types.FunctionType):
         return ops.mean(metric(y_true, y_pred))
-    metric.reset_state()
     weight = {} if sample_weight is None else {"sample_weight": ops.convert_to_tensor(sample_weight)}
-    update(metric, y_true, y_pred, **weight)
-    return metric.result()
+    with left_as_it_was(metric):
+        metric.reset_state()
+        update(metric, y_true, y_pred, **weight)
+        # On torch a variable is written in place, and so is a result that is its value.
+        return mapped(lambda x: ops.copy(x) if isinstance(x, keras.Variable) or ops.is_tensor(x) else x, metric.result())
+
+
+@contextlib.contextmanager
+def left_as_it_was(metric: Any) -> Iterator[None]:
+    """A metric that does not reset all of its state would else give to one check what another has put into it."""
+    held = [(v, arrays(v)) for v in metric.variables]
+    own = {name: value for name, value in vars(metric).items() if not private.is_internal(metric, name)}
+    contents = {name: copy.copy(value) for name, value in own.items() if isinstance(value, list | dict)}
+    try:
+        yield
+    finally:
+        for variable, value in held:
+            variable.assign(value)
+        for name, value in own.items():
+            if name in contents:
+                value.clear()
+                value.extend(contents[name]) if isinstance(value, list) else value.update(contents[name])
+            if isinstance(value, int | float | str | list | dict | None) and getattr(metric, name, None) is not value:
+                setattr(metric, name, value)
 
 
 def update(metric: Any, y_true: Any, y_pred: Any, **weight: Any) -> None:

@@ -23,6 +23,8 @@ from kustom.errors import SubjectError
 __all__ = ["Inputs"]
 
 _REALS, _SHARES = PAIRS[:2]
+# Targets that are shares, beside predictions that a softmax or a distance is taken of.
+_LOGITS: tuple[Domain, Domain, bool] = ("probabilities", "reals", False)
 
 
 class Inputs:
@@ -125,7 +127,7 @@ class Inputs:
     def take(self, candidate: Any) -> None:
         """Take another candidate from now on, and forget what was found with the last."""
         known = self.subject.known
-        for name in ("ends", "scale", "steady", "draws"):
+        for name in ("ends", "zeros", "scale", "steady", "draws"):
             known.pop(name, None)
         known["pair" if self.subject.kind in ("loss", "metric") else "sample"] = candidate
 
@@ -155,7 +157,9 @@ class Inputs:
                 best, best_share = domains, share
         if best is None:
             raise SubjectError("no inputs were found on which it is finite; give inputs= or domain=")
-        return _SHARES if best == _REALS and self.subject.kind == "loss" and self._is_of_shares() else best
+        if best == _REALS and self.subject.kind == "loss" and self._is_of_shares():
+            return _LOGITS if self._is_of_logits() else _SHARES
+        return best
 
     def _is_of_shares(self) -> bool:
         """Whether a loss that takes all numbers is one of probabilities: only of these it is never negative.
@@ -166,6 +170,28 @@ class Inputs:
         if of_reals is None or of_shares is None:
             return False
         return _is_negative_outside(of_reals, of_shares) and self._share(_SHARES) > 0.9
+
+    def _is_of_logits(self) -> bool:
+        """Whether a loss whose targets are shares takes all numbers as predictions: their scale counts, and each of them."""
+        of_logits = self._values(_LOGITS)
+        if of_logits is None or bool(np.any(of_logits < 0)) or self._share(_LOGITS) <= 0.9:
+            return False
+        y_true, y_pred = self._pair(_LOGITS, 32, self.subject.rng("ends"))
+        return not calls.same([of_logits], [calls.value_of(self.subject, y_true, 2 * y_pred)])
+
+    def takes_zeros(self) -> bool:
+        """Whether targets and predictions of 0 are legal to a loss whose domain was found by trying.
+
+        They are where it takes all numbers, though what it gives for some of them says nothing; not where a scale is divided by.
+        """
+        return self.subject.once("zeros", self._find_zeros)
+
+    def _find_zeros(self) -> bool:
+        if self.domain is not None or self.given is not None or self._values(_REALS) is None:
+            return False
+        y_true, y_pred = self._pair(_REALS, 32, self.subject.rng("ends"))
+        of_ones, of_twos = (calls.value_of(self.subject, y_true, k * y_pred) for k in (1, 2))
+        return not calls.same(of_ones, of_twos)
 
     def _share(self, domains: tuple[Domain, Domain, bool]) -> float:
         """The share of entries of `y_pred` on which the value depends; -1 where the part refuses, or is not finite."""
@@ -224,12 +250,18 @@ class Inputs:
                 break
         if runs:
             return [*matters, *runs][0]
+        if not self.subject.making.is_class:
+            # A copy by a config that has lost something may run on nothing: C102 says so, of the part itself.
+            for candidate in self._candidates():
+                if self._runs_on(candidate, self._sample(candidate, 3, self.subject.rng("domain")), itself=True) is not None:
+                    self.subject.making.broken = "a copy by its config fails when it is called: see C102"
+                    return candidate
         raise SubjectError("no inputs were found on which it runs; give inputs=")
 
-    def _runs_on(self, candidate: tuple[tuple[Any, str], ...], args: tuple[Any, ...]) -> Any:
+    def _runs_on(self, candidate: tuple[tuple[Any, str], ...], args: tuple[Any, ...], itself: bool = False) -> Any:
         """A layer that has been called with these; None where it refuses them, or its result is not finite."""
         try:
-            layer = self.subject.make()
+            layer = self.subject.instance() if itself else self.subject.make()
         except SubjectError:
             layer = self.subject.instance()
         try:

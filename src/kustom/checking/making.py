@@ -22,6 +22,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kustom.backends import keras as private
 from kustom.errors import SubjectError
 
 __all__ = ["Making", "import_part", "parameters_of", "settings_in"]
@@ -31,6 +32,7 @@ class Making:
     """The making of one subject's part.
 
     Attributes:
+        broken: Why no copy is of use, where one can be made; empty where that is not known.
         inputs: What the example gives the part; None where it gives nothing.
         source: The text of the part's module, where that is in no file (a notebook's cells).
     """
@@ -39,6 +41,7 @@ class Making:
         self.part, self.kind, self.example, self.source = part, kind, example, source
         self.settings: dict[str, Any] = {}
         self.inputs: Any = None
+        self.broken = ""
         self._factory: Callable[[], Any] | None = None
         self._first: Any = None
         if isinstance(example, dict):
@@ -87,6 +90,8 @@ class Making:
             return self._called(self.part, {**copy.deepcopy(self.settings), **settings})
         if settings:
             return self._called(type(self.part), {**settings_in(self.part), **settings})
+        if self.broken:
+            raise SubjectError(self.broken)
         try:
             return _copied(self.part)
         except Exception as error:
@@ -139,6 +144,8 @@ class Making:
         Raises:
             SubjectError: It cannot: the part is defined inside of a function, or its module has no file.
         """
+        if self.broken:
+            raise SubjectError(self.broken)
         named = self.part if self._is_named else type(self.part)
         module_name = getattr(named, "__module__", None) or ""
         qualname = getattr(named, "__qualname__", "")
@@ -182,6 +189,10 @@ def _copied(part: Any) -> Any:
     made = type(part).from_config(part.get_config())
     if not isinstance(made, type(part)):
         raise SubjectError(f"from_config made a {type(made).__name__}")
+    if isinstance(part, keras.layers.Layer):
+        held = {id(layer) for layer in private.descendants(part)}
+        if any(id(layer) in held for layer in private.descendants(made)):
+            raise SubjectError("a copy by its config holds the very layers that the part holds: they are in the config themselves")
     return made
 
 
@@ -255,7 +266,12 @@ def import_module(recipe: dict[str, Any]) -> types.ModuleType:
             text = source if source is not None else _text(recipe["file"])
             vars(module)["__name__"] = name if source is not None else known
             # Text of cells has lines of its own, which are no place in a file.
-            exec(compile(text, recipe["file"] if source is None else f"<{name}>", "exec"), vars(module))
+            try:
+                exec(compile(text, recipe["file"] if source is None else f"<{name}>", "exec"), vars(module))
+            except (Exception, SystemExit):
+                # What a script does below the part's definition is no matter of the part.
+                if recipe["qualname"].partition(".")[0] not in vars(module):
+                    raise
         return sys.modules[known]
     if name in sys.modules or importlib.util.find_spec(name) is not None:
         return importlib.import_module(name)

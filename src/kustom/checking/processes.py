@@ -44,6 +44,8 @@ class Pool:
     """The processes, by their backend."""
 
     def __init__(self) -> None:
+        # Whether this process is itself one that another asks: it starts none.
+        self.serving = False
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._stamps: dict[str, dict[str, str]] = {}
         atexit.register(self.close)

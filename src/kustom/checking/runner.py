@@ -77,6 +77,9 @@ def check(
     if on_fail not in ("raise", None):
         raise UsageError(f"on_fail is 'raise' or None, not {on_fail!r}.")
     report = Report()
+    if POOL.serving:
+        # A script that checks where it defines, imported from there: its own call would start processes without end.
+        return report
     given = {"inputs": inputs, "domain": domain, "expected_failures": expected_failures, "seed": seed}
     for subject in subjects_of(part_or_instance, **given):
         one = run(subject, only=only, skip=skip)
@@ -170,11 +173,24 @@ def _outcomes(subject: Subject, each: Rule, done: dict[str, list[Outcome]]) -> l
     missing = tuple(code for code in each.needs if not all(isinstance(o, Passed) for o in done.get(code, [])))
     if missing:
         return [NotRun(each.code, subject.name, missing)]
+    # An optimizer is called by no rule; that of its config says whether it can be made.
+    runs = "B601" if subject.kind in load()["B601"].kinds else "C102"
+    if each.where != "source" and each.code != runs and subject.kind != "train_step" and not _can_be_made(subject):
+        return [NotRun(each.code, subject.name, (runs,))]
     found: list[Outcome] = []
     here = (keras.backend.backend(),)
     for variant in here if each.where == "every backend" else each.variants or ("",):
         found += _row(subject, each, variant)
     return [_judged(subject, outcome) for outcome in found]
+
+
+def _can_be_made(subject: Subject) -> bool:
+    try:
+        subject.instance()
+    except Exception:
+        # Whatever a constructor raises: the rule that asks whether it runs says so.
+        return False
+    return True
 
 
 def _row(subject: Subject, each: Rule, variant: str) -> list[Outcome]:

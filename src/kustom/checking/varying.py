@@ -6,6 +6,7 @@ be varied says nothing.
 
 from __future__ import annotations
 
+import operator
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -27,7 +28,6 @@ __all__ = [
     "leaves",
     "lost",
     "overrides_from_config",
-    "trained_by",
 ]
 
 _OF_KERAS = ("name", "dtype", "trainable", "reduction", "autocast", "activity_regularizer", "seed")
@@ -49,7 +49,8 @@ def _others(value: Any) -> list[Any]:
     if isinstance(value, tuple) and value and all(isinstance(each, int) and not isinstance(each, bool) for each in value):
         return [tuple(each + 1 for each in value)]
     if value is None:
-        return [0.5, 2]
+        # What Keras has names for beside numbers: an initializer, regularizer, constraint and activation.
+        return [0.5, 2, "ones", "l2", "non_neg", "softplus"]
     return []
 
 
@@ -97,16 +98,21 @@ def all_varied(subject: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def matters(subject: Any, made: Any) -> bool:
-    """Whether a part made with another setting is seen to be another: by its weights, or what it gives."""
+    """Whether a part made with another setting is seen to be another: by its weights, its losses, or what it gives."""
     part = subject.make()
     if subject.kind == "optimizer":
-        return not calls.same(trained_by(part), trained_by(made))
+        return not calls.same(calls.trained_by(part), calls.trained_by(made))
     args = subject.inputs.arguments()
     ours, theirs = (calls.outputs_of(subject, each, *args) for each in (part, made))
     if subject.kind in ("layer", "model"):
         if not calls.cloned_weights(part, made):
             return True
         theirs = calls.outputs_of(subject, made, *args)
+        if not calls.same(*(calls.arrays(each.losses) for each in (part, made))):
+            return True
+        constraints = ([v.constraint is not None for v in each.trainable_variables] for each in (part, made))
+        if operator.ne(*constraints):
+            return True
     return not calls.same(ours, theirs)
 
 
@@ -125,25 +131,6 @@ def lost(subject: Any, name: str) -> bool:
         # C102 says what it raises.
         return False
     return hasattr(part, name) and is_plain(getattr(part, name)) and getattr(copy, name, None) != getattr(part, name)
-
-
-def trained_by(optimizer: Any) -> list[np.ndarray]:
-    """Variables after some steps of a copy of an optimizer, on gradients that are always the same."""
-    copy = type(optimizer).from_config(optimizer.get_config())
-    rng = np.random.default_rng(0)
-    variables = [keras.Variable(rng.normal(size=(3, 2)).astype("float32")) for _ in range(2)]
-    copy.build(variables)
-    for _ in range(4):
-        gradients = [ops.convert_to_tensor(rng.normal(size=(3, 2)).astype("float32")) for _ in variables]
-        if keras.backend.backend() != "jax":
-            copy.apply(gradients, variables)
-            continue
-        # As fit does: one that decides by its gradients' values cannot assign there.
-        now = [v.value for v in variables], [v.value for v in copy.variables]
-        for held, values in zip((variables, copy.variables), copy.stateless_apply(now[1], gradients, now[0]), strict=True):
-            for variable, value in zip(held, values, strict=True):
-                variable.assign(value)
-    return [calls.arrays(v) for v in variables]
 
 
 def leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:

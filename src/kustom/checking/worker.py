@@ -16,6 +16,7 @@ import keras
 from kustom.backends import current
 from kustom.checking import calls, holding
 from kustom.checking.making import import_module, import_part, packed, unpacked
+from kustom.checking.processes import POOL
 from kustom.checking.rules.backends import line_of, of_the_part, one_line, refuse_foreign
 from kustom.checking.rules.shapes import symbolic_shapes
 from kustom.checking.subjects import Subject, declaration
@@ -92,6 +93,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Answer until the input ends."""
+    POOL.serving = True
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     for line in sys.stdin:

@@ -359,6 +359,54 @@ class BoundsAsTuple(BoundsAsPair):
         super().__init__(tuple(bounds))
 
 
+@register
+class Regularized(keras.layers.Layer):
+    def __init__(self, units=3, kernel_regularizer=None, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+
+    def build(self, input_shape):
+        self.kernel = self.add_weight(shape=(input_shape[-1], self.units), regularizer=self.kernel_regularizer)
+
+    def call(self, x):
+        return ops.matmul(x, self.kernel)
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+@register
+class RegularizedSaved(Regularized):
+    def __init__(self, units=3, kernel_regularizer=None, **kwargs):
+        super().__init__(units, kernel_regularizer, **kwargs)
+
+    def get_config(self):
+        return {**super().get_config(), "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer)}
+
+
+@register
+class Residual(keras.layers.Layer):
+    """The layer within comes back as a dict."""
+
+    def __init__(self, inner, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = inner
+
+    def call(self, x):
+        return x + self.inner(x)
+
+    def get_config(self):
+        return {**super().get_config(), "inner": keras.saving.serialize_keras_object(self.inner)}
+
+
+@register
+class ResidualReadBack(Residual):
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "inner": keras.saving.deserialize_keras_object(config["inner"])})
+
+
 X = np.linspace(-1, 1, 12, dtype="float32").reshape(3, 4)
 ON_X = {"inputs": X}
 
@@ -366,6 +414,8 @@ PAIRS = [
     ("C101", HuberWithoutConfig, HuberWithConfig),
     ("C101", DenseWithGain(4), DenseWithGainSaved(4)),
     ("C101", DecayRegularizer, DecayRegularizerSaved),
+    ("C101", Regularized, RegularizedSaved),
+    ("C102", Residual(keras.layers.Dense(4)), ResidualReadBack(keras.layers.Dense(4))),
     ("C102", ScaleThatResets(3.0), ScaleThatKeeps(3.0)),
     ("C102", FixedActivation(3), FixedActivationRead(3)),
     ("C102", MetricWithoutDtype, MetricWithDtype),

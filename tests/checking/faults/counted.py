@@ -257,7 +257,35 @@ class SmallestFromTen(keras.metrics.Metric):
         return self.smallest.value
 
 
+@register
+class KeepsItsBest(MeanOfAll):
+    """A dict, of which reset_state forgets an entry; many samples have the same best value."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.best = self.add_variable((), initializer="zeros", name="best")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        super().update_state(y_true, y_pred, sample_weight)
+        self.best.assign(ops.maximum(self.best, ops.max(ops.cast(ops.min(ops.abs(y_true - y_pred), axis=-1) > 0.5, "float32"))))
+
+    def result(self):
+        return {"mean": super().result(), "best": self.best + 0.0}
+
+    def reset_state(self):
+        for variable in self.variables:
+            if variable is not self.best:
+                variable.assign(ops.zeros(variable.shape))
+
+
+@register
+class ResetsItsBest(KeepsItsBest):
+    def reset_state(self):
+        keras.metrics.Metric.reset_state(self)
+
+
 PAIRS = [
+    ("M502", KeepsItsBest, ResetsItsBest),
     ("M501", MeanOfMeans, MeanOfAll),
     ("M501", RootOfEachBatch, root_of_all),
     ("M501", LastBatchOnly, MeanOfAll),

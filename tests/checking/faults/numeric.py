@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keras
+import numpy as np
 from keras import ops
 
 import kustom
@@ -181,9 +182,94 @@ class NormOfSums(keras.layers.Layer):
         return x / (ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True)) + 1e-3)
 
 
+@register
+class GainNotDivisible(keras.metrics.Metric):
+    """NDCG; of a list in which nothing is relevant it is 0 by 0."""
+
+    def __init__(self, name="ndcg", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.total = self.add_variable((), initializer="zeros", name="total")
+        self.lists = self.add_variable((), initializer="zeros", name="lists")
+
+    def gain(self, relevance):
+        discounts = 1.0 / np.log2(np.arange(2, relevance.shape[1] + 2))
+        return ops.sum((ops.exp2(relevance) - 1.0) * ops.convert_to_tensor(discounts.astype("float32")), axis=-1)
+
+    def divided(self, gained, best):
+        return gained / best
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        y_true = ops.reshape(ops.cast(y_true, "float32"), ops.shape(y_pred))
+        ranked = ops.take_along_axis(y_true, ops.argsort(-y_pred, axis=-1), axis=-1)
+        each = self.divided(self.gain(ranked), self.gain(-ops.sort(-y_true, axis=-1)))
+        weight = ops.ones_like(each) if sample_weight is None else ops.cast(sample_weight, each.dtype)
+        self.total.assign_add(ops.sum(weight * each))
+        self.lists.assign_add(ops.sum(weight))
+
+    def result(self):
+        return ops.divide_no_nan(self.total, self.lists)
+
+
+@register
+class GainDivisible(GainNotDivisible):
+    def divided(self, gained, best):
+        return ops.divide_no_nan(gained, best)
+
+
+@register
+class CosineOfNothing(keras.losses.Loss):
+    def call(self, y_true, y_pred):
+        y_true = y_true / ops.norm(y_true, axis=-1, keepdims=True)
+        return 1.0 - ops.sum(y_true * y_pred / ops.norm(y_pred, axis=-1, keepdims=True), axis=-1)
+
+
+@register
+class CosineWithFloor(keras.losses.Loss):
+    def call(self, y_true, y_pred):
+        y_true = y_true / ops.sqrt(ops.sum(ops.square(y_true), axis=-1, keepdims=True) + 1e-12)
+        return 1.0 - ops.sum(y_true * y_pred / ops.sqrt(ops.sum(ops.square(y_pred), axis=-1, keepdims=True) + 1e-12), axis=-1)
+
+
+@register
+class ContrastByExp(keras.losses.Loss):
+    """Of logits, with a temperature: targets are shares, predictions any number."""
+
+    def __init__(self, temperature=0.1, **kwargs):
+        super().__init__(**kwargs)
+        self.temperature = temperature
+
+    def call(self, y_true, y_pred):
+        e = ops.exp(y_pred / self.temperature)
+        return -ops.sum(y_true * ops.log(e / ops.sum(e, axis=-1, keepdims=True)), axis=-1)
+
+    def get_config(self):
+        return {**super().get_config(), "temperature": self.temperature}
+
+
+@register
+class ContrastBySoftmax(ContrastByExp):
+    def __init__(self, temperature=0.1, **kwargs):
+        super().__init__(temperature, **kwargs)
+
+    def call(self, y_true, y_pred):
+        return -ops.sum(y_true * ops.log_softmax(y_pred / self.temperature, axis=-1), axis=-1)
+
+
+def symmetric_error_of_zeros(y_true, y_pred):
+    return 2.0 * ops.mean(ops.abs(y_true - y_pred) / (ops.abs(y_true) + ops.abs(y_pred)), axis=-1)
+
+
+def symmetric_error_with_floor(y_true, y_pred):
+    return 2.0 * ops.mean(ops.abs(y_true - y_pred) / (ops.abs(y_true) + ops.abs(y_pred) + 1e-3), axis=-1)
+
+
 PROBABILITIES = {"domain": "unit"}
 
 PAIRS = [
+    ("N301", GainNotDivisible, GainDivisible),
+    ("N301", CosineOfNothing, CosineWithFloor),
+    ("N301", ContrastByExp, ContrastBySoftmax),
+    ("N301", symmetric_error_of_zeros, symmetric_error_with_floor),
     ("N301", softplus_that_overflows, softplus_by_logaddexp),
     ("N301", SoftmaxThatOverflows, SoftmaxOfDifferences),
     ("N301", RelativeError, RelativeErrorWithFloor),

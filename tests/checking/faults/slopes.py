@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keras
+import numpy as np
 from keras import ops
 
 import kustom
@@ -195,7 +196,40 @@ def log_cosh(y_true, y_pred):
     return ops.logaddexp(error, -error)
 
 
+@register
+class ContrastOfARoot(keras.losses.Loss):
+    """Predictions are differences, of which the first target says whether they are of one kind."""
+
+    def distance(self, y_pred):
+        return ops.sqrt(ops.sum(ops.square(y_pred), axis=-1))
+
+    def call(self, y_true, y_pred):
+        distance = self.distance(y_pred)
+        alike = ops.cast(y_true[..., 0], distance.dtype)
+        return alike * ops.square(distance) + (1 - alike) * ops.square(ops.maximum(1.0 - distance, 0.0))
+
+
+@register
+class ContrastOfASafeRoot(ContrastOfARoot):
+    def distance(self, y_pred):
+        return ops.sqrt(ops.maximum(ops.sum(ops.square(y_pred), axis=-1), 1e-9))
+
+
+@register
+class ErrorByNumPy(keras.losses.Loss):
+    def call(self, y_true, y_pred):
+        return ops.convert_to_tensor(np.mean(np.abs(np.array(y_true) - np.array(y_pred)), axis=-1))
+
+
+@register
+class ErrorByOps(keras.losses.Loss):
+    def call(self, y_true, y_pred):
+        return ops.mean(ops.abs(y_true - y_pred), axis=-1)
+
+
 PAIRS = [
+    ("G201", ErrorByNumPy, ErrorByOps),
+    ("G202", ContrastOfARoot, ContrastOfASafeRoot),
     ("G201", softplus_of_wrong_slope, softplus_of_right_slope),
     ("G201", cube_of_clipped_slope, cube),
     ("G201", SineOnePercentOff, Sine),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keras
+import numpy as np
 from keras import ops
 
 import kustom
@@ -168,7 +169,99 @@ class SumOfASublayer(keras.layers.Layer):
         return self.inner(x) * 2.0
 
 
+@register
+class RanksByNumPy(keras.metrics.Metric):
+    """Of each list, whether the first of three is relevant."""
+
+    def __init__(self, name="hits", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.hits = self.add_variable((), initializer="zeros", name="hits")
+        self.lists = self.add_variable((), initializer="zeros", name="lists")
+
+    def first(self, y_pred):
+        return ops.convert_to_tensor(np.argsort(-np.asarray(y_pred), axis=-1)[:, :1])
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        y_true = ops.reshape(ops.cast(y_true, "float32"), ops.shape(y_pred))
+        hit = ops.cast(ops.take_along_axis(y_true, self.first(y_pred), axis=-1)[:, 0] > 0.5, "float32")
+        weight = ops.ones_like(hit) if sample_weight is None else ops.cast(sample_weight, hit.dtype)
+        self.hits.assign_add(ops.sum(hit * weight))
+        self.lists.assign_add(ops.sum(weight))
+
+    def result(self):
+        return ops.divide_no_nan(self.hits, self.lists)
+
+
+@register
+class RanksByOps(RanksByNumPy):
+    def first(self, y_pred):
+        return ops.argsort(-y_pred, axis=-1)[:, :1]
+
+
+@register
+class CountsItsSteps(keras.optimizers.Optimizer):
+    """Momentum whose bias is corrected by a count in Python."""
+
+    def __init__(self, learning_rate=0.01, beta=0.9, name="counts", **kwargs):
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        self.beta = beta
+        self.steps = 0
+
+    def build(self, variables):
+        if not self.built:
+            super().build(variables)
+            self.momenta = [self.add_variable_from_reference(v, "momentum") for v in variables]
+
+    def step(self):
+        self.steps += 1
+        return self.steps
+
+    def update_step(self, gradient, variable, learning_rate):
+        momentum = self.momenta[self._get_variable_index(variable)]
+        self.assign(momentum, self.beta * momentum + (1 - self.beta) * ops.cast(gradient, variable.dtype))
+        corrected = momentum / (1 - ops.power(self.beta, ops.cast(self.step(), variable.dtype)))
+        self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * corrected)
+
+    def get_config(self):
+        return {**super().get_config(), "beta": self.beta}
+
+
+@register
+class CountsByIterations(CountsItsSteps):
+    def __init__(self, learning_rate=0.01, beta=0.9, name="counts", **kwargs):
+        super().__init__(learning_rate, beta, name, **kwargs)
+
+    def step(self):
+        return self.iterations + 1
+
+
+@register
+class FadesInPython(keras.regularizers.Regularizer):
+    def __init__(self, strength=0.01):
+        self.strength = strength
+        self.calls = 0
+
+    def __call__(self, w):
+        self.calls += 1
+        return self.strength / self.calls * ops.sum(ops.square(w))
+
+    def get_config(self):
+        return {"strength": self.strength}
+
+
+@register
+class Stays(FadesInPython):
+    def __init__(self, strength=0.01):
+        super().__init__(strength)
+
+    def __call__(self, w):
+        return self.strength * ops.sum(ops.square(w))
+
+
 PAIRS = [
+    ("T404", RanksByNumPy, RanksByOps),
+    ("T404", CountsItsSteps, CountsByIterations),
+    ("T404", FadesInPython, Stays),
     ("T404", DividesIfLarge, DividesByWhere),
     ("T404", loss_with_a_python_float, loss_with_a_tensor),
     ("T404", activation_through_a_loop, activation_without_a_loop),

@@ -16,7 +16,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from kustom.checking import calls, doubles, steadiness
+from kustom.backends import keras as private
+from kustom.checking import calls, doubles, steadiness, varying
 from kustom.checking.finding import Measured, Undecided, shown
 from kustom.checking.processes import POOL, Answer
 from kustom.checking.rules import rule
@@ -24,7 +25,15 @@ from kustom.checking.subjects import CALL, Subject
 from kustom.errors import SubjectError
 
 _OF_THE_PART = (NameError, AttributeError, NotImplementedError, RecursionError, ImportError)
-_WRONG_CALLS = ("argument", "__jax_array__", "object is not callable")
+_WRONG_CALLS = (
+    "argument",
+    "__jax_array__",
+    "object is not callable",
+    "'numpy.ndarray' and 'Tensor'",
+    "'Tensor' and 'numpy.ndarray'",
+)
+# Keras's word for a layer that makes sublayers or weights in its call.
+_LATE_STATE = "cannot add new elements of state"
 
 
 KINDS = ("loss", "metric", "layer", "model", "activation", "initializer", "regularizer", "constraint")
@@ -165,9 +174,10 @@ def takes_arrays_and_variables(subject: Subject) -> Iterator[Measured | Undecide
 def _given(subject: Subject, args: tuple[Any, ...]) -> Any:
     instance = subject.instance()
     if subject.kind == "metric":
-        instance.reset_state()
-        calls.update(instance, *args)
-        return calls.arrays(instance.result())
+        with calls.left_as_it_was(instance):
+            instance.reset_state()
+            calls.update(instance, *args)
+            return calls.arrays(instance.result())
     return calls.arrays(instance(*args, **calls.training_of(subject)) if subject.kind in ("layer", "model") else instance(*args))
 
 
@@ -175,7 +185,7 @@ def _elsewhere(subject: Subject, backend: str) -> Any:
     """The answers of all other backends, asked side by side; that of one of them. Text where none could be asked."""
     others = [name for name in POOL.backends if name != keras.backend.backend()]
     try:
-        recipe = subject.making.recipe()
+        recipe = recipe_of(subject)
     except SubjectError as error:
         return str(error)
     except Exception as error:
@@ -192,6 +202,22 @@ def _elsewhere(subject: Subject, backend: str) -> Any:
                 break
     subject.known |= {f"on {name}": answer for name, answer in answers.items()}
     return answers[backend]
+
+
+def recipe_of(subject: Subject) -> dict[str, Any]:
+    """How another process makes the part again.
+
+    Raises:
+        SubjectError: It cannot, or by a config that JSON gives back as something else: an array or a layer becomes a dict.
+    """
+    part = subject.instance()
+    if not subject.making.is_class and varying.has_config(subject) and not private.is_library(type(part).__module__):
+        held = [value for _, value in varying.leaves(part.get_config())]
+        if not all(map(varying.is_plain, held)):
+            raise SubjectError("a file gives back something else than its config: see C107")
+        if any(hasattr(value, "get_config") for value in held) and not varying.overrides_from_config(part):
+            raise SubjectError("a file gives back a dict for an object in its config: see C108")
+    return subject.making.recipe()
 
 
 def _asked(subject: Subject, others: list[str], recipe: dict[str, Any], args: tuple[Any, ...]) -> dict[str, Answer]:
@@ -251,7 +277,7 @@ def refuse_foreign(outputs: Any) -> None:
 
 def of_the_part(error: BaseException) -> bool:
     """Whether an error is the part's whatever it was called with."""
-    if isinstance(error, _OF_THE_PART):
+    if isinstance(error, _OF_THE_PART) or _LATE_STATE in str(error):
         return True
     return isinstance(error, TypeError) and any(text in str(error) for text in _WRONG_CALLS)
 

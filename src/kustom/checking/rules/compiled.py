@@ -23,7 +23,7 @@ from kustom.training.function import function
 
 @rule(
     "T404",
-    kinds=("loss", "layer", "model", "activation", "regularizer", "constraint"),
+    kinds=("loss", "metric", "layer", "model", "activation", "regularizer", "constraint", "optimizer"),
     asserts="Compiled it gives what it gives eagerly.",
     why="fit compiles: what needs a tensor's value to go on fails there, or is frozen at the first batch's.",
     example="""
@@ -38,6 +38,17 @@ from kustom.training.function import function
 )
 def compiled_is_eager(subject: Subject, variant: str) -> Iterator[Measured | Undecided]:
     """By `kustom.function`, twice: once traced, and once for other numbers."""
+    if subject.kind not in ("layer", "model") and not subject.is_function:
+        # Of layers and models T405 asks.
+        written = _written(subject)
+        if written is not None:
+            yield written
+            return
+    if subject.kind == "optimizer":
+        return
+    if subject.kind == "metric" and not subject.is_function:
+        yield from _updates_compiled(subject)
+        return
     if steadiness.draws(subject):
         yield Undecided("it draws random numbers, which a backend draws otherwise when it compiles")
         return
@@ -47,27 +58,113 @@ def compiled_is_eager(subject: Subject, variant: str) -> Iterator[Measured | Und
     for _ in range(2):
         args = subject.inputs.arguments(rng=rng)
         expected, allowed = steadiness.outputs_and_noise(subject, args)
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            try:
-                got = [np.asarray(y) for y in calls.flat(calls.arrays(compiled(*calls.tensors(args))))]
-            except Exception as error:
-                # Whatever it raises while it is traced.
-                yield failed(subject, error, "it cannot be compiled", shows=("import kustom", f"kustom.function(lambda: {CALL})()"))
-                return
-        refused = [w for w in said if issubclass(w.category, EagerWarning | TracerWarning)]
-        if refused:
-            text = " ".join(str(refused[0].message).split())
-            yield Measured(
-                f"it cannot be compiled: {text[:160]}", got=text[:300], expected="a program", reproducer=_compile(subject)
-            )
+        made = _run(subject, compiled, args)
+        if isinstance(made, Measured):
+            yield made
             return
+        got = [np.asarray(y) for y in calls.flat(calls.arrays(made))]
         for y, right, noise in zip(got, expected, allowed, strict=True):
             if y.shape != right.shape or (y.dtype.kind in "fiu" and not np.all(calls.apart(y, right) <= noise)):
                 _, a, b = calls.worst(right, y)
                 message = f"compiled it gives {shown(b)}, eagerly {shown(a)}"
                 yield Measured(message, got=shown(b), expected=shown(a), reproducer=_compile(subject))
                 return
+
+
+def _run(subject: Subject, compiled: Any, args: tuple[Any, ...]) -> Any:
+    """What a compiled function gives; the finding, where there is no program of it."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            made = compiled(*calls.tensors(args))
+        except Exception as error:
+            # Whatever it raises while it is traced.
+            return failed(subject, error, "it cannot be compiled", shows=("import kustom", f"kustom.function(lambda: {CALL})()"))
+    refused = [w for w in said if issubclass(w.category, EagerWarning | TracerWarning)]
+    if not refused:
+        return made
+    text = " ".join(str(refused[0].message).split())
+    # What was compiled is of this file; what refuses stands in the user's.
+    text = text.partition("runs without being compiled: ")[2] or text
+    return Measured(f"it cannot be compiled: {text[:200]}", got=text[:300], expected="a program", reproducer=_compile(subject))
+
+
+def _written(subject: Subject) -> Measured | None:
+    """An attribute, no variable, into which each call writes."""
+    try:
+        part = subject.make()
+        call = _updater(subject, part)
+        seen = []
+        for _ in range(3):
+            call()
+            seen.append(_held(part))
+    except Exception:
+        # Whatever it raises for a second call: what it raises for one is B601's, and of its config C102's.
+        return None
+    before, after = seen[1:]
+    changed = [name for name, value in after.items() if name not in before or not _alike(before[name], value)]
+    if not changed:
+        return None
+    name = changed[0]
+    return Measured(
+        f"each call writes its attribute {name}, which is no variable: compiled, it is written once",
+        got=f"{shown(before.get(name))}, then {shown(after[name])}",
+        expected="a variable, or nothing",
+        mend=f"Keep {name} in a variable, and assign that.",
+        reproducer=subject.reproducer(f"{CALL}; print(part.{name}); {CALL}; print(part.{name})")
+        if subject.kind != "optimizer"
+        else "",
+    )
+
+
+def _updater(subject: Subject, part: Any) -> Any:
+    """What calls a part once more, with what it has from before."""
+    if subject.kind == "optimizer":
+        variables = [keras.Variable(np.ones((3, 2), "float32"))]
+        part.build(variables)
+        return lambda: part.apply([ops.full((3, 2), 0.5)], variables)
+    args = calls.tensors(subject.inputs.arguments())
+    return (lambda: calls.update(part, *args)) if subject.kind == "metric" else lambda: calls.call(subject, part, *args)
+
+
+def _held(part: Any) -> dict[str, Any]:
+    """Numbers, text and tensors in the attributes of a part that is no layer, and how long its lists and dicts are."""
+    found = {}
+    for name, value in list(vars(part).items()):
+        if name.startswith("_") or isinstance(value, keras.Variable):
+            continue
+        if ops.is_tensor(value):
+            found[name] = np.array(ops.convert_to_numpy(value))
+        elif isinstance(value, int | float | str | bool):
+            found[name] = value
+        elif isinstance(value, list) and not any(_is_tracked(each) for each in value):
+            found[name] = len(value)
+        elif isinstance(value, dict):
+            found |= {f"{name}[{k!r}]": calls.arrays(each) for k, each in value.items() if ops.is_tensor(each)}
+    return found
+
+
+def _updates_compiled(subject: Subject) -> Iterator[Measured | Undecided]:
+    """Two updates of a metric, each a program, beside two that are not."""
+    eager, other = (doubles.copy_or_itself(subject) for _ in range(2))
+    if eager is other:
+        yield Undecided("no second one could be made")
+        return
+    rng = subject.rng("T404")
+    compiled = function(lambda y_true, y_pred: calls.update(other, y_true, y_pred))
+    for _ in range(2):
+        args = subject.inputs.arguments(rng=rng)
+        calls.update(eager, *calls.tensors(args))
+        made = _run(subject, compiled, args)
+        if isinstance(made, Measured):
+            yield made
+            return
+    ours, theirs = (calls.arrays(each.result()) for each in (eager, other))
+    if not calls.same(ours, theirs, units=512.0):
+        _, a, b = calls.worst(ours, theirs)
+        yield Measured(
+            f"after two compiled updates it gives {shown(b)}, after eager ones {shown(a)}", got=shown(b), expected=shown(a)
+        )
 
 
 def _compiler(part: Any) -> str | None:

@@ -91,6 +91,12 @@ def _missing(subject: Subject, part: Any, name: str, what: str, value: Any = Non
 )
 def config_makes_the_same_part(subject: Subject) -> Iterator[Measured | Undecided]:
     """As it was given, and with each setting that can be varied away from its default."""
+    try:
+        subject.instance()
+    except Exception as error:
+        # Whatever a constructor raises; of kinds that are called B601 says so.
+        yield failed(subject, error, "it cannot be made")
+        return
     if not varying.has_config(subject):
         return
     named: list[tuple[str, Any]] = [("", subject.instance())]
@@ -135,7 +141,7 @@ def _difference(subject: Subject, part: Any, made: Any) -> tuple[str, str, str] 
     if ours != theirs:
         return "has another config", theirs[:200], ours[:200]
     if subject.kind == "optimizer":
-        before, after = varying.trained_by(part), varying.trained_by(made)
+        before, after = calls.trained_by(part), calls.trained_by(made)
     else:
         if steadiness.draws(subject):
             return None

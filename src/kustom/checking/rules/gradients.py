@@ -54,7 +54,12 @@ def gradient_equals_differences(subject: Subject) -> Iterator[Measured | Undecid
     kinks = 0
     points = POINTS_OF_A_MODEL if subject.kind == "model" else POINTS
     for _ in range(points):
-        report = _report(subject, rng)
+        try:
+            report = _report(subject, rng)
+        except Exception as error:
+            # Whatever a part raises that ran without a gradient, such as a trip through NumPy.
+            yield _without_gradient(subject, error, "it cannot be differentiated")
+            return
         if isinstance(report, Undecided):
             yield report
             return
@@ -64,6 +69,13 @@ def gradient_equals_differences(subject: Subject) -> Iterator[Measured | Undecid
         kinks += report.kinks == report.compared
     if kinks == points:
         yield Undecided("every point that was tried is a kink")
+
+
+def _without_gradient(subject: Subject, error: Exception, what: str) -> Measured | Undecided:
+    """What a failure while differentiating is; of an operation of the backend's own it is the backend's word."""
+    if any(said in str(error) for said in ("not implemented", "not differentiable", "gradient registry has no entry")):
+        return Undecided(one_line(error))
+    return failed(subject, error, what)
 
 
 def _report(subject: Subject, rng: np.random.Generator) -> GradientReport | Undecided:
@@ -127,7 +139,12 @@ def gradient_is_finite(subject: Subject) -> Iterator[Measured | Undecided]:
         return
     instance = subject.instance()
     for name, args in itertools.chain(extremes(subject), ends(subject)):
-        value, gradients = _value_and_gradients(subject, instance, args)
+        try:
+            value, gradients = _value_and_gradients(subject, instance, args)
+        except Exception as error:
+            # Of what cannot be differentiated at all G201 speaks.
+            yield Undecided(f"its gradient fails {name}: {one_line(error)}")
+            return
         if not all(np.all(np.isfinite(v)) for v in value):
             continue
         for gradient, x in zip(gradients, [x for x in calls.flat(args) if _is_float(x)], strict=True):
@@ -198,17 +215,18 @@ def _of_a_loss(subject: Subject, args: tuple[Any, ...]) -> Iterator[tuple[str, t
     same = true_domain == pred_domain and y_true.shape == y_pred.shape
     if same:
         yield "at y_pred = y_true", (y_true, y_true.copy())
+    if same and subject.inputs.takes_zeros():
+        zeros = np.zeros_like(y_true)
+        yield "at y_true = y_pred = 0", (zeros, zeros.copy())
     if pred_domain == "reals":
         for name, x in {
             "at y_pred = 0": 0.0,
+            "at y_pred = 30": 30.0,
             "at y_pred = 100": 100.0,
             "at y_pred = -100": -100.0,
             "at y_pred = 1e-20": 1e-20,
         }.items():
             yield name, (y_true, np.full_like(y_pred, x))
-        if same:
-            zeros = np.zeros_like(y_true)
-            yield "at y_true = y_pred = 0", (zeros, zeros.copy())
     elif isinstance(pred_domain, str) and pred_domain in ("probabilities", "unit"):
         # What a softmax or sigmoid gives when it is sure: exactly 0 and 1.
         sure = np.zeros_like(y_pred)
@@ -341,11 +359,8 @@ def second_order_equals_differences(subject: Subject) -> Iterator[Measured | Und
         yield Undecided(one_line(error))
         return
     except Exception as error:
-        # Whatever a gradient raises that cannot be differentiated again; of an operation of the backend's own it is its word.
-        if any(said in str(error) for said in ("not implemented", "not differentiable", "gradient registry has no entry")):
-            yield Undecided(one_line(error))
-            return
-        yield failed(subject, error, "its gradient cannot be differentiated")
+        # Whatever a gradient raises that cannot be differentiated again.
+        yield _without_gradient(subject, error, "its gradient cannot be differentiated")
         return
     if _is_wrong(report):
         yield _wrong(subject, report, "second derivative")

@@ -132,8 +132,9 @@ def reset_makes_it_new(subject: Subject) -> Iterator[Measured | Undecided]:
     if not _is_object(subject):
         return
     several = [subject.inputs.arguments(batch=SAMPLES, rng=subject.rng(name)) for name in ("M502", "M502 again")]
-    # A largest value that is kept shows only where the second samples have a smaller one.
-    for first, second in (several, several[::-1]):
+    # A largest value that is kept shows only where the second samples have a smaller one, as one sample alone may have.
+    alone = [tuple(x[:1] for x in args) for args in several]
+    for first, second in (several, several[::-1], (several[0], alone[1]), (several[1], alone[0])):
         new, used = _fresh(subject), _fresh(subject)
         if new is used:
             yield Undecided("no second one could be made")

@@ -70,15 +70,16 @@ def _points(subject: Subject) -> Iterator[tuple[str, tuple[Any, ...]]]:
             return
         y_true = subject.inputs.arguments()[0]
         true_domain, pred_domain, _ = subject.inputs.pair_domain()
+        if true_domain == pred_domain == "reals":
+            # Of a list without a relevant item, of the direction of nothing.
+            yield "at y_true = 0", (np.zeros_like(y_true), subject.inputs.arguments()[1])
         if true_domain == pred_domain == "reals" and not scale_is_nothing(subject):
             zeros = np.zeros_like(y_true)
             yield "at y_true = y_pred = 0", (zeros, zeros.copy())
             yield "at y_pred = y_true", (y_true, y_true.copy())
         yield from ends(subject)
         return
-    for name, args in extremes(subject):
-        if not (name.endswith("= 0") and subject.kind == "loss" and scale_is_nothing(subject)):
-            yield name, args
+    yield from extremes(subject)
     yield from ends(subject)
     if subject.kind in ("activation", "loss"):
         args = subject.inputs.arguments()
@@ -267,6 +268,9 @@ def distances_are_not_negative(subject: Subject) -> Iterator[Measured | Undecide
     rng = subject.rng("N303")
     if subject.kind == "regularizer":
         x = rng.normal(size=(5, 4)).astype("float32")
+        if calls.outputs_of(subject, part, x)[0].size != 1:
+            yield Undecided("it returns no single number: see S206")
+            return
         at_zero = float(calls.outputs_of(subject, part, np.zeros_like(x))[0])
         if subject.tagged("distance") and abs(at_zero) > 1e-6:
             yield Measured(f"of weights that are 0 it is {shown(at_zero)}", got=shown(at_zero), expected="0")

@@ -17,7 +17,7 @@ from kustom.checking import calls, doubles
 from kustom.checking.finding import Measured, Undecided, shown
 from kustom.checking.processes import POOL
 from kustom.checking.rules import rule
-from kustom.checking.rules.backends import failed, one_line, unanswered
+from kustom.checking.rules.backends import failed, one_line, recipe_of, unanswered
 from kustom.checking.subjects import CALL, Subject, policy
 from kustom.errors import SubjectError
 
@@ -77,7 +77,7 @@ def _returned_shapes(subject: Subject, part: Any, args: Any) -> list[tuple[int, 
 
 def _works_elsewhere(subject: Subject, backend: str, args: Any) -> Iterator[Measured | Undecided]:
     try:
-        recipe = subject.making.recipe()
+        recipe = recipe_of(subject)
     except Exception as error:
         # It cannot be found from there, or its config fails, as C101 and C102 say.
         yield Undecided(one_line(error))

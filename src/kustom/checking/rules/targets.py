@@ -14,7 +14,7 @@ from kustom.checking import calls
 from kustom.checking.domains import INTEGERS, draw
 from kustom.checking.finding import Measured, Undecided, shown
 from kustom.checking.rules import rule
-from kustom.checking.rules.backends import failed, of_the_part
+from kustom.checking.rules.backends import failed, of_the_part, one_line
 from kustom.checking.subjects import Subject
 from kustom.gradients.tape import GradientTape
 
@@ -91,8 +91,13 @@ def as_loss(subject: Subject) -> Any:
 
 def _ignored(
     subject: Subject, loss: Any, what: str, y_true: Any, y_pred: Any, other: Any, weight: Any, mask: Any
-) -> Iterator[Measured]:
-    (value, slope), (changed, other_slope) = (_weighted(loss, y_true, x, weight, mask) for x in (y_pred, other))
+) -> Iterator[Measured | Undecided]:
+    try:
+        (value, slope), (changed, other_slope) = (_weighted(loss, y_true, x, weight, mask) for x in (y_pred, other))
+    except Exception as error:
+        # It has given values without weights and without a gradient: of its gradient G201 speaks.
+        yield Undecided(f"with weights, or differentiated, it fails: {one_line(error)}")
+        return
     if not calls.same(value, changed):
         yield Measured(
             f"{what} has an effect: {shown(float(np.mean(changed)))} instead of {shown(float(np.mean(value)))}",
@@ -201,6 +206,7 @@ def _given(subject: Subject, instance: Any, y_true: np.ndarray, y_pred: np.ndarr
     given = calls.tensors((y_true, y_pred))
     if subject.kind == "loss":
         return calls.arrays(instance(*given))
-    instance.reset_state()
-    instance.update_state(*given)
-    return calls.arrays(instance.result())
+    with calls.left_as_it_was(instance):
+        instance.reset_state()
+        instance.update_state(*given)
+        return calls.arrays(instance.result())
