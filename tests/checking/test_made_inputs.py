@@ -153,7 +153,10 @@ class MakesALayerInItsCall(keras.layers.Layer):
 
 def test_what_fails_on_all_inputs_is_no_matter_of_the_inputs():
     report = kustom.check(MakesALayerInItsCall(), only="B601", on_fail=None)
-    assert "cannot add new elements of state" in report.findings[0].message
+    finding = report.findings[0]
+    assert "cannot add new elements of state" in finding.message
+    assert "\x1b" not in finding.message
+    assert "in __init__ or build" in finding.mend
     assert of_the_part(TypeError("unsupported operand type(s) for *: 'numpy.ndarray' and 'Tensor'"))
 
 

@@ -343,7 +343,7 @@ def distances_are_not_negative(subject: Subject) -> Iterator[Measured | Undecide
 def low_precision_agrees(subject: Subject, dtype: str) -> Iterator[Measured | Undecided]:
     """Held against how far the rounding of its inputs and weights alone would move its outputs."""
     if steadiness.draws(subject):
-        yield Undecided("it draws random numbers")
+        yield Undecided("it draws random numbers, or gives something else at each call")
         return
     args = calls.mapped(lambda x: _held(x, dtype), subject.inputs.arguments())
     points = [("", args)]
