@@ -177,6 +177,7 @@ _AUGMENTS = "augments when it is called by itself, by documentation: training is
 _WHOLE = "is defined over the whole batch"
 _FLAT = "a bug of Keras: a metric of this function broadcasts flat targets (docs/found-in-keras.md)"
 _ENTRY = "wants a weight an entry"
+_SCATTERS = "on torch Keras's own scatter needs values"
 _LATE = "a bug of Keras: its state is made by the first update (docs/found-in-keras.md)"
 _LOST = "a bug of Keras: the argument is not saved (docs/found-in-keras.md)"
 _FLAT_IMAGE = "a bug of Keras: of an image of one colour the gradient is NaN (docs/found-in-keras.md)"
@@ -215,10 +216,11 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "metrics.CosineSimilarity": {"C101": _LOST, "C102": _LOST},
     **{
         f"metrics.{name}": {"S208": _FLAT}
-        for name in ("CategoricalAccuracy", "CategoricalHinge", "Hinge", "KLDivergence", "OneHotIoU", "OneHotMeanIoU", "Poisson")
+        for name in ("CategoricalAccuracy", "CategoricalHinge", "Hinge", "KLDivergence", "Poisson")
     },
     "metrics.SquaredHinge": {"S208": _FLAT},
-    **{f"metrics.{name}": {"M503": _ENTRY} for name in ("BinaryIoU", "IoU", "MeanIoU")},
+    **{f"metrics.{name}": {"M503": _ENTRY, "T404": _SCATTERS} for name in ("BinaryIoU", "IoU", "MeanIoU")},
+    **{f"metrics.{name}": {"S208": _FLAT, "T404": _SCATTERS} for name in ("OneHotIoU", "OneHotMeanIoU")},
     **{f"metrics.{name}": {"M504": _LATE} for name in ("F1Score", "FBetaScore")},
     "metrics.R2Score": {"M504": _LATE, "N301": "of targets that are all equal it is not defined"},
     "regularizers.OrthogonalRegularizer": {

@@ -93,6 +93,7 @@ def test_an_optimizer_that_cannot_be_made_is_found():
     report = kustom.check(OfOldKeras, only="C", on_fail=None)
     assert {finding.code for finding in report.findings} == {"C102"}
     assert "cannot be made" in report.findings[0].message
+    assert "constructor" in report.findings[0].mend
     assert not [outcome for outcome in report if isinstance(outcome, NotChecked)], report
 
 

@@ -68,6 +68,29 @@ class LogScore(keras.metrics.Metric):
         return {**super().get_config(), "floor": self.floor}
 
 
+class Correlation(keras.metrics.Metric):
+    """Of targets that are all equal it is not defined, and nobody asks."""
+
+    def __init__(self, name="correlation", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.sums = self.add_variable((6,), initializer="zeros", name="sums")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        t, p = (ops.cast(y, "float32") for y in (y_true, y_pred))
+        weight = ops.ones_like(t[:, :1]) if sample_weight is None else ops.reshape(ops.cast(sample_weight, "float32"), (-1, 1))
+        each = (ops.ones_like(t), t, p, t * t, p * p, t * p)
+        self.sums.assign_add(ops.stack([ops.sum(weight * x) for x in each]))
+
+    def result(self):
+        n, t, p, tt, pp, tp = ops.unstack(self.sums + 0.0)
+        apart = (n * tt - t * t) * (n * pp - p * p)
+        return ops.where(n > 0, (n * tp - t * p) / ops.sqrt(ops.where(n > 0, apart, 1.0)), 0.0)
+
+
+def test_a_metric_of_how_targets_vary_is_not_given_equal_ones():
+    assert kustom.check(Correlation(), only="N301", on_fail=None).ok
+
+
 class WritesInPlace(keras.layers.Layer):
     def call(self, x):
         x += 1.0
@@ -130,7 +153,10 @@ class MakesALayerInItsCall(keras.layers.Layer):
 
 def test_what_fails_on_all_inputs_is_no_matter_of_the_inputs():
     report = kustom.check(MakesALayerInItsCall(), only="B601", on_fail=None)
-    assert "cannot add new elements of state" in report.findings[0].message
+    finding = report.findings[0]
+    assert "cannot add new elements of state" in finding.message
+    assert "\x1b" not in finding.message
+    assert "in __init__ or build" in finding.mend
     assert of_the_part(TypeError("unsupported operand type(s) for *: 'numpy.ndarray' and 'Tensor'"))
 
 

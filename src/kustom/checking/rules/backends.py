@@ -8,6 +8,7 @@ does not take, is of the part whatever it is given.
 from __future__ import annotations
 
 import os
+import re
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -34,7 +35,12 @@ _WRONG_CALLS = (
 )
 # Keras's word for a layer that makes sublayers or weights in its call.
 _LATE_STATE = "cannot add new elements of state"
+_MEND_LATE_STATE = "Make sublayers and weights in __init__ or build, each once: not in call, and not a second time in build."
+MEND_CONSTRUCTOR = "Mend what its constructor raises; what it needs besides is said by an example in __kustom__."
 
+
+_MARKED = re.compile("\x1b\\[[0-9;]*m")
+_CALLING = re.compile(r"^Exception encountered when calling [\w.]+\(\)\. ")
 
 KINDS = ("loss", "metric", "layer", "model", "activation", "initializer", "regularizer", "constraint")
 
@@ -104,7 +110,7 @@ def agrees_on_every_backend(subject: Subject, backend: str) -> Iterator[Measured
         yield Measured(f"its weights have the shapes {answer.value['shapes']} on {backend}, others than on {here}")
         return
     if steadiness.draws(subject):
-        yield Undecided("it draws random numbers, which are each backend's own")
+        yield Undecided("it draws random numbers, which are each backend's own, or changes from call to call")
         return
     ours, allowed = subject.once("steady", lambda: steadiness.outputs_and_noise(subject, args))
     theirs = answer.value["outputs"]
@@ -149,7 +155,7 @@ def takes_arrays_and_variables(subject: Subject) -> Iterator[Measured | Undecide
     if any(not isinstance(x, np.ndarray) or x.dtype.kind != "f" for x in args[-1:]):
         return
     if steadiness.draws(subject):
-        yield Undecided("it draws random numbers")
+        yield Undecided("it draws random numbers, or gives something else at each call")
         return
     reference = _given(subject, calls.tensors(args))
     # Keras makes tensors of what a layer, loss or metric is given; of a Variable it does not, and nobody gives one to them.
@@ -238,7 +244,7 @@ def _runs_here(subject: Subject) -> Iterator[Measured | Undecided]:
         return
     except Exception as error:
         # Whatever a constructor raises.
-        yield failed(subject, error, "it cannot be made")
+        yield failed(subject, error, "it cannot be made", mend=MEND_CONSTRUCTOR)
         return
     try:
         args = subject.inputs.arguments()
@@ -282,7 +288,9 @@ def of_the_part(error: BaseException) -> bool:
     return isinstance(error, TypeError) and any(text in str(error) for text in _WRONG_CALLS)
 
 
-def failed(subject: Subject, error: BaseException, what: str, args: tuple[Any, ...] = (), shows: tuple[str, ...] = ()) -> Measured:
+def failed(
+    subject: Subject, error: BaseException, what: str, args: tuple[Any, ...] = (), shows: tuple[str, ...] = (), mend: str = ""
+) -> Measured:
     """The finding that an exception is; it `shows` where the part is not called with `args`."""
     place = line_of(error)
     return Measured(
@@ -290,6 +298,7 @@ def failed(subject: Subject, error: BaseException, what: str, args: tuple[Any, .
         input=", ".join(f"{shown(getattr(x, 'shape', x))}" for x in args if not isinstance(x, list)),
         got=one_line(error),
         expected="a result",
+        mend=mend or (_MEND_LATE_STATE if _LATE_STATE in str(error) else ""),
         place=place,
         reproducer=subject.reproducer(
             *(shows or (CALL if not args else f"part({', '.join(f'x{i}' for i in range(len(args)))})",)),
@@ -318,5 +327,6 @@ def line_of(error: BaseException) -> str:
 
 def one_line(error: BaseException) -> str:
     """An exception, on one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:160]}"
+    # Keras makes parts of its messages bold, and says first what it called.
+    text = " ".join(_MARKED.sub("", str(error)).split())
+    return f"{type(error).__name__}: {_CALLING.sub('', text)[:160]}"

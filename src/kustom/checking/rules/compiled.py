@@ -50,7 +50,7 @@ def compiled_is_eager(subject: Subject, variant: str) -> Iterator[Measured | Und
         yield from _updates_compiled(subject)
         return
     if steadiness.draws(subject):
-        yield Undecided("it draws random numbers, which a backend draws otherwise when it compiles")
+        yield Undecided("it draws random numbers, or changes from call to call, and otherwise when it is compiled")
         return
     part = subject.instance()
     compiled = function(lambda *args: calls.call_on_tensors(subject, part, args), compiler=_compiler(part))

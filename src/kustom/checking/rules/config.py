@@ -15,7 +15,7 @@ from kustom.checking import calls, steadiness, varying
 from kustom.checking.finding import Measured, Undecided, shown
 from kustom.checking.making import parameters_of
 from kustom.checking.rules import rule
-from kustom.checking.rules.backends import failed, one_line
+from kustom.checking.rules.backends import MEND_CONSTRUCTOR, failed, one_line
 from kustom.checking.subjects import CALL, Subject
 from kustom.errors import SubjectError
 
@@ -74,6 +74,8 @@ def _missing(subject: Subject, part: Any, name: str, what: str, value: Any = Non
         got=f"a config with {', '.join(config)}",
         expected=f"a config with {name}",
         reproducer=subject.reproducer(f"print({name!r} in part.get_config())  # should be True"),
+        mend=f"Keep it as an attribute, and add it: return {{**super().get_config(), {name!r}: self.{name}}} in get_config "
+        "(an object by keras.saving.serialize_keras_object); or write the part with kustom.",
     )
 
 
@@ -95,7 +97,7 @@ def config_makes_the_same_part(subject: Subject) -> Iterator[Measured | Undecide
         subject.instance()
     except Exception as error:
         # Whatever a constructor raises; of kinds that are called B601 says so.
-        yield failed(subject, error, "it cannot be made")
+        yield failed(subject, error, "it cannot be made", mend=MEND_CONSTRUCTOR)
         return
     if not varying.has_config(subject):
         return

@@ -48,7 +48,7 @@ def gradient_equals_differences(subject: Subject) -> Iterator[Measured | Undecid
         yield Undecided("it is declared not to be differentiated")
         return
     if steadiness.draws(subject):
-        yield Undecided("it draws random numbers")
+        yield Undecided("it draws random numbers, or gives something else at each call")
         return
     rng = subject.rng("G201")
     kinks = 0

@@ -70,7 +70,7 @@ def _points(subject: Subject) -> Iterator[tuple[str, tuple[Any, ...]]]:
             return
         y_true = subject.inputs.arguments()[0]
         true_domain, pred_domain, _ = subject.inputs.pair_domain()
-        if true_domain == pred_domain == "reals":
+        if true_domain == pred_domain == "reals" and not _level_is_nothing(subject):
             # Of a list without a relevant item, of the direction of nothing.
             yield "at y_true = 0", (np.zeros_like(y_true), subject.inputs.arguments()[1])
         if true_domain == pred_domain == "reals" and not scale_is_nothing(subject):
@@ -90,6 +90,13 @@ def _points(subject: Subject) -> Iterator[tuple[str, tuple[Any, ...]]]:
                 and (subject.kind == "activation" or subject.inputs.pair_domain()[1] == "reals")
             ):
                 yield f"at {x:g}", (*args[:-1], np.full_like(args[-1], x))
+
+
+def _level_is_nothing(subject: Subject) -> bool:
+    """Whether a metric is of how targets vary, as a correlation is, so that of equal ones it has no value."""
+    y_true, y_pred = subject.inputs.arguments()
+    ours, theirs = (calls.outputs_of(subject, subject.instance(), x, y_pred) for x in (y_true, y_true + 1.0))
+    return calls.same(ours, theirs, units=512.0)
 
 
 def scale_is_nothing(subject: Subject) -> bool:
@@ -336,7 +343,7 @@ def distances_are_not_negative(subject: Subject) -> Iterator[Measured | Undecide
 def low_precision_agrees(subject: Subject, dtype: str) -> Iterator[Measured | Undecided]:
     """Held against how far the rounding of its inputs and weights alone would move its outputs."""
     if steadiness.draws(subject):
-        yield Undecided("it draws random numbers")
+        yield Undecided("it draws random numbers, or gives something else at each call")
         return
     args = calls.mapped(lambda x: _held(x, dtype), subject.inputs.arguments())
     points = [("", args)]
