@@ -39,6 +39,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # there by `make test-all` alone, while torch does it each time: these, and of a test with many cases all but a part.
 LONG = (
     "backends/test_choose.py::test_only_one_backend_need_be_installed",
+    "checking/test_check.py::test_a_copy_that_holds_the_layers_of_the_part_is_none",
     "checking/test_check.py::test_a_layer_of_which_no_other_can_be_made_keeps_its_policy",
     "checking/test_notebook.py",
     "checking/test_reported.py",
@@ -56,8 +57,7 @@ LONG = (
     "recipes/test_runs.py::test_a_run_leaves_a_folder_and_says_how_it_went",
     "recipes/test_training.py",
     "reports/test_gradients.py::test_the_reported_critic_has_its_number_on_every_backend",
-    "roundtrip/test_roundtrip.py::test_a_new_process",
-    "roundtrip/test_roundtrip.py::test_every_part_of_the_chapter_is_in_a_file",
+    "roundtrip/test_roundtrip.py",
     "saving/test_fuzzed_files.py",
     "test_architecture.py::test_kustom_imports_no_backend_but_the_one_in_use",
     "test_in_keras.py::test_quantize",
@@ -88,7 +88,6 @@ LONG_ON = {
         "gradients/test_compositions.py::test_compositions",
         "gradients/test_layers.py::test_the_gradients_in_float32_are_the_backends_own",
         "reports/test_gradients.py::test_a_penalty_through_a_normalization_agrees_with_differences",
-        "roundtrip/test_roundtrip.py::test_keras_reads_what_kustom_wrote",
     ),
     # One run of the main job, which they share, is JAX's.
     "tensorflow": (

@@ -87,7 +87,8 @@ def bases(tmp_path_factory) -> list[dict[str, bytes]]:
     words.build((None, 3))
     own = keras.Sequential([keras.Input((3,)), Held(np.eye(2), names={1: b"one", "a": np.array(["x"])})])
     found = []
-    for number, model in enumerate((compiled, recurrent, words, own)):
+    looked_up = keras.Sequential([keras.Input((1,), dtype="string"), keras.layers.StringLookup(vocabulary=["one", "two"])])
+    for number, model in enumerate((compiled, recurrent, words, own, looked_up)):
         model.save(folder / f"{number}.keras")
         with archive.read(folder / f"{number}.keras") as read:
             found.append({name: bytes(read.data(name)) for name in read.members})
@@ -96,7 +97,7 @@ def bases(tmp_path_factory) -> list[dict[str, bytes]]:
         file.create_dataset("layers/dense/vars/0", data=np.arange(60.0).reshape(6, 10), chunks=(4, 4), compression="gzip")
         for number in range(20):
             file[f"layers/dense_{number}/vars/0"] = np.full((number % 3,), number, "int16")
-    found.append({**found[0], "model.weights.h5": data.getvalue(), "assets/words/vocabulary.txt": b"one\ntwo\n"})
+    found[-1] |= {"model.weights.h5": data.getvalue(), "assets/words/vocabulary.txt": b"one\ntwo\n"}
     return found
 
 
