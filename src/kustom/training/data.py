@@ -90,8 +90,7 @@ def open_source(
         limit = _quarter_of_memory() if resident_limit is None else resident_limit
         structure, arrays = _arrays(x, y, sample_weight)
         size = size or (math.ceil(len(arrays[0]) / steps) if steps else 32)
-        if what != "fit":
-            steps = _at_most(steps, math.ceil(len(arrays[0]) / size), "the data", what)
+        steps = _at_most(steps, math.ceil(len(arrays[0]) / size), "the data", what)
         order = Order(len(arrays[0]), size, shuffle, _seed(seed) if shuffle else 0, steps)
         return _open_arrays(structure, arrays, order, class_weight, limit, chunk_bytes, chunk_batches)
     for name, value in (("y", y), ("sample_weight", sample_weight)):
@@ -209,8 +208,7 @@ def _open_stream(x: Any, shuffle: bool, seed: int | None, what: What, options: d
             raise DataError(f"{name} has no batches; expected at least one.")
         if length is None:
             _asked(steps, what, f"{name} has no end")
-        elif what != "fit":
-            options["steps"] = _at_most(steps, length, name, what)
+        options["steps"] = _at_most(steps, length, name, what)
         # Of one without an end any batch may be the first.
         hooks = {"begun": x.on_epoch_begin, "ended": x.on_epoch_end}
         seed = _seed(seed) if shuffle else 0
@@ -225,8 +223,7 @@ def _open_stream(x: Any, shuffle: bool, seed: int | None, what: What, options: d
     if length is not None and length < 0:
         _asked(steps, what, f"{name} has no end")
         length = None
-    if what != "fit" and length is not None:
-        options["steps"] = _at_most(steps, length, name, what)
+    options["steps"] = _at_most(steps, length, name, what)
     return Passes(name, _again(x), length, once=what != "fit", **options)
 
 
@@ -295,9 +292,9 @@ def _whole(value: Any, name: str) -> int | None:
     return int(value)
 
 
-def _at_most(steps: int | None, batches: int, name: str, what: What) -> int | None:
-    """The steps of an evaluation: no more than there are batches, since what comes twice would count twice."""
-    if steps is None or steps <= batches:
+def _at_most(steps: int | None, batches: int | None, name: str, what: What) -> int | None:
+    """The steps; of an evaluation no more than there are batches, since what comes twice would count twice."""
+    if what == "fit" or steps is None or batches is None or steps <= batches:
         return steps
     warn(f"{_STEPS[what]}={steps}, and {name} has {batches} batches; each is measured once.", DataWarning)
     return batches

@@ -133,13 +133,8 @@ def _held(part: Any) -> dict[str, Any]:
     for name, value in list(vars(part).items()):
         if name.startswith("_") or isinstance(value, keras.Variable):
             continue
-        if ops.is_tensor(value):
-            found[name] = np.array(ops.convert_to_numpy(value))
-        elif isinstance(value, int | float | str | bool):
-            found[name] = value
-        elif isinstance(value, list) and not any(_is_tracked(each) for each in value):
-            found[name] = len(value)
-        elif isinstance(value, dict):
+        found |= _state(name, value)
+        if isinstance(value, dict):
             found |= {f"{name}[{k!r}]": calls.arrays(each) for k, each in value.items() if ops.is_tensor(each)}
     return found
 
@@ -241,13 +236,19 @@ def _attributes(part: Any) -> dict[str, Any]:
             if isinstance(value, keras.Variable):
                 continue
             where = name if layer is part else f"{layer.name}.{name}"
-            if ops.is_tensor(value):
-                found[where] = np.array(ops.convert_to_numpy(value))
-            elif isinstance(value, int | float | str | bool):
-                found[where] = value
-            elif isinstance(value, list) and not any(_is_tracked(each) for each in value):
-                found[where] = len(value)
+            found |= _state(where, value)
     return found
+
+
+def _state(where: str, value: Any) -> dict[str, Any]:
+    """What an attribute's value is compared by, under its place; nothing where it is no state."""
+    if ops.is_tensor(value):
+        return {where: np.array(ops.convert_to_numpy(value))}
+    if isinstance(value, int | float | str | bool):
+        return {where: value}
+    if isinstance(value, list) and not any(_is_tracked(each) for each in value):
+        return {where: len(value)}
+    return {}
 
 
 def _is_tracked(each: Any) -> bool:
