@@ -406,7 +406,9 @@ def test_every_reason_is_given_and_the_worst_is_raised(model):
 def test_a_limit_on_layers_is_named():
     config = chain([0, 1, 2])
     assert not reasons(config, limits=Limits(max_layers=5))
-    assert "max_layers=4" in reasons(config, limits=Limits(max_layers=4))[0]
+    (reason,) = reasons(config, limits=Limits(max_layers=4))
+    assert "it has 5 layers" in reason
+    assert "give max_layers=5" in reason
 
 
 def test_a_verdict_is_the_same_in_a_thread_and_again(model):

@@ -72,6 +72,8 @@ def call(subject: Any, instance: Any, *args: Any, **kwargs: Any) -> Any:
         return _result(instance, *tensors(args), **kwargs)
     if kind == "initializer":
         return instance(*args, **kwargs)
+    if kind == "optimizer":
+        return trained_by(instance, *args)
     return instance(*tensors(args), **kwargs)
 
 
@@ -88,14 +90,20 @@ def _takes_training(layer: Any) -> bool:
     return private.takes_training(layer) or isinstance(layer, keras.Model)
 
 
-def trained_by(optimizer: Any) -> list[np.ndarray]:
-    """Variables after some steps of a copy of an optimizer, on gradients that are always the same."""
+def steps_for(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """What an optimizer is tried with: the first values of two variables, and their gradients in four steps."""
+    return rng.normal(size=(2, 3, 2)).astype("float32"), rng.normal(size=(4, 2, 3, 2)).astype("float32")
+
+
+def trained_by(optimizer: Any, first: np.ndarray | None = None, slopes: np.ndarray | None = None) -> list[np.ndarray]:
+    """Variables after some steps of a copy of an optimizer, on gradients that are always the same where none are given."""
     other = type(optimizer).from_config(optimizer.get_config())
-    rng = np.random.default_rng(0)
-    variables = [keras.Variable(rng.normal(size=(3, 2)).astype("float32")) for _ in range(2)]
+    if first is None or slopes is None:
+        first, slopes = steps_for(np.random.default_rng(0))
+    variables = [keras.Variable(value) for value in first]
     other.build(variables)
-    for _ in range(4):
-        gradients = [ops.convert_to_tensor(rng.normal(size=(3, 2)).astype("float32")) for _ in variables]
+    for step in slopes:
+        gradients = [ops.convert_to_tensor(slope) for slope in step]
         if keras.backend.backend() != "jax":
             other.apply(gradients, variables)
             continue

@@ -55,6 +55,8 @@ class Inputs:
         """
         rng = rng or self.subject.rng("inputs")
         assert rng is not None
+        if self.subject.kind == "optimizer":
+            return calls.steps_for(rng)
         if self.given is not None:
             return tuple(_resized(_as_arrays(x), batch) for x in self.given)
         kind = self.subject.kind

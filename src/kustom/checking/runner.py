@@ -173,10 +173,8 @@ def _outcomes(subject: Subject, each: Rule, done: dict[str, list[Outcome]]) -> l
     missing = tuple(code for code in each.needs if not all(isinstance(o, Passed) for o in done.get(code, [])))
     if missing:
         return [NotRun(each.code, subject.name, missing)]
-    # An optimizer is called by no rule; that of its config says whether it can be made.
-    runs = "B601" if subject.kind in load()["B601"].kinds else "C102"
-    if each.where != "source" and each.code != runs and subject.kind != "train_step" and not _can_be_made(subject):
-        return [NotRun(each.code, subject.name, (runs,))]
+    if each.where != "source" and each.code != "B601" and subject.kind != "train_step" and not _can_be_made(subject):
+        return [NotRun(each.code, subject.name, ("B601",))]
     found: list[Outcome] = []
     here = (keras.backend.backend(),)
     for variant in here if each.where == "every backend" else each.variants or ("",):

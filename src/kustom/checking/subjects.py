@@ -147,7 +147,12 @@ class Subject:
         text = "\n".join(lines)
         if CALL in text or _FREE.search(text):
             free = self._free_inputs(given)
-            call = {"loss": "part(y_true, y_pred)", "metric": "part.update_state(y_true, y_pred)", "initializer": "part((6, 4))"}
+            call = {
+                "loss": "part(y_true, y_pred)",
+                "metric": "part.update_state(y_true, y_pred)",
+                "initializer": "part((6, 4))",
+                "optimizer": "part.apply([keras.ops.full((3, 2), 0.5)], [w])",
+            }
             text = text.replace(CALL, call.get(self.kind, "part(x)"))
             if isinstance(free.get("x"), tuple):
                 text = text.replace("part(x", "part(*x")
@@ -165,7 +170,7 @@ class Subject:
             args = (x, x) if self.kind in ("loss", "metric") else (x,)
         if self.kind in ("loss", "metric") and len(args) == 2:
             found = dict(zip(("y_true", "y_pred"), args, strict=True))
-        elif self.kind == "initializer":
+        elif self.kind in ("initializer", "optimizer"):
             found = {}
         else:
             found = {"x": args[0] if len(args) == 1 else tuple(args), "w": args[0]}

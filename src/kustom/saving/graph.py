@@ -9,9 +9,18 @@ is counted here without making any.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["ATTEMPTS", "GraphFault", "attempts", "references"]
+from kustom.errors import LimitError
+from kustom.saving import sizes
+
+if TYPE_CHECKING:
+    from kustom.saving.judging import Judge
+
+__all__ = ["ATTEMPTS", "FIELDS", "GraphFault", "attempts", "judge", "references"]
+
+# The settings of a functional model that make its graph.
+FIELDS = {"name", "layers", "input_layers", "output_layers"}
 
 # At some ten microseconds an attempt, about as long as the layers of such a model take to be made.
 ATTEMPTS = 200_000
@@ -95,3 +104,64 @@ def _rounds(needs: dict[tuple[str, int], list[tuple[str, int]]], place: dict[str
     if done != len(needs):
         raise GraphFault("its calls go in a circle, or need what is never made")
     return rounds
+
+
+def judge(walk: Judge, config: dict[str, Any], place: str) -> None:
+    """Judge the graph of a functional model: its layers, their calls, its ends."""
+    layers = config["layers"]
+    if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
+        walk.corrupt(place, "the layers of a functional model are no list of layers")
+    called = set()
+    before, full = len(walk.anomalies), walk.full
+    for number, layer in enumerate(layers):
+        inside = f"{place}.layers[{number}]"
+        _calls(walk, layer, inside)
+        inner = layer.get("config")
+        if not layer["inbound_nodes"] or (isinstance(inner, dict) and inner.keys() >= FIELDS):
+            called.add(layer["name"])
+        walk.part(layer, "operation", inside)
+    if len(walk.anomalies) > before or full:
+        # What is said of its layers and calls is enough.
+        return
+    try:
+        cost = attempts(layers, frozenset(called))
+    except GraphFault as fault:
+        walk.corrupt(place, f"this is no graph: {fault}")
+    if cost > ATTEMPTS:
+        walk.unsafe(place, f"its layers stand in an order that takes Keras {cost:,} attempts to put together, minutes or more")
+    for key in ("input_layers", "output_layers"):
+        _ends(walk, config[key], {layer["name"] for layer in layers}, f"{place}.{key}")
+
+
+def _calls(walk: Judge, layer: dict[str, Any], place: str) -> None:
+    """The calls of one layer."""
+    nodes = layer.get("inbound_nodes")
+    if not isinstance(layer.get("name"), str) or not isinstance(nodes, list):
+        walk.corrupt(place, "a layer of a functional model has no name, or no list of calls")
+    for number, node in enumerate(nodes):
+        inside = f"{place}.inbound_nodes[{number}]"
+        if not isinstance(node, dict) or node.keys() != {"args", "kwargs"} or not isinstance(node["kwargs"], dict):
+            walk.corrupt(inside, "a call is not written as Keras 3 writes it")
+        for key in ("args", "kwargs"):
+            walk.inner(node[key], "node", f"{inside}.{key}")
+            walk.looked_up(node[key], f"{inside}.{key}")
+    sized = sizes.of_calls(layer, walk.limits)
+    if sized is not None:
+        walk.anomalies.append(LimitError(sized, file=walk.file, part=walk.at(place)))
+
+
+def _ends(walk: Judge, value: Any, names: set[str], place: str) -> None:
+    """The inputs or outputs of a graph: a layer, its call, its output; or a structure of such."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _ends(walk, item, names, f"{place}.{key}")
+        return
+    if not isinstance(value, list):
+        walk.corrupt(place, f"{value!r:.80} stands where an input or output of a model was expected")
+    if value and isinstance(value[0], str):
+        numbers = value[1:]
+        if value[0] not in names or len(numbers) != 2 or not all(type(n) is int and 0 <= n < 2**31 for n in numbers):
+            walk.corrupt(place, f"{value!r:.80} is no input or output of this model")
+        return
+    for number, item in enumerate(value):
+        _ends(walk, item, names, f"{place}[{number}]")

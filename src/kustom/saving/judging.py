@@ -23,7 +23,6 @@ _ALSO = {"metric": ("metric", "loss"), "dtype": ("dtype", "quantization")}
 _COMPILED = {"optimizer": "optimizer", "loss": "loss", "metrics": "metric", "weighted_metrics": "metric"}
 # Everything that Keras makes, calls or names by its name; a name that is a path would be one in the archive, too.
 _NAMED = {"layer", "model", "operation"}
-_FUNCTIONAL = {"name", "layers", "input_layers", "output_layers"}
 _NUMBERS = {"schedule", "seed"}
 # No more reasons are kept, and of a place no more signs at either end: a file of a megabyte can have millions of faults.
 _ANOMALIES, _PLACE = 1000, 200
@@ -76,7 +75,7 @@ class Judge:
 
     def refuse(self, error: type[FileError], place: str, message: str) -> NoReturn:
         """Refuse the part that is being judged."""
-        raise _Refused(error(f"{message.rstrip('.')}.", file=self.file, part=self._at(place)))
+        raise _Refused(error(f"{message.rstrip('.')}.", file=self.file, part=self.at(place)))
 
     def unsafe(self, place: str, message: str) -> NoReturn:
         """Refuse the part that is being judged: nothing allows it."""
@@ -86,27 +85,38 @@ class Judge:
         """Refuse the part that is being judged: it is not written as Keras writes it."""
         self.refuse(CorruptFileError, place, message)
 
-    def _at(self, place: str) -> str | None:
+    @property
+    def full(self) -> bool:
+        """Whether so much is wrong that no more is kept."""
+        return len(self.anomalies) >= _ANOMALIES
+
+    def at(self, place: str) -> str | None:
+        """A place as messages show it."""
         place = place if len(place) <= 2 * _PLACE else f"{place[:_PLACE]}…{place[-_PLACE:]}"
         return ": ".join(filter(None, [self.member, place])) or None
 
     def whole(self, config: Any, slot: str) -> None:
         """Judge a config, which is that of one part."""
-        if isinstance(config, dict) and {"class_name", "config"} <= config.keys():
-            self.part(config, slot, "")
-        else:
+        if not (isinstance(config, dict) and {"class_name", "config"} <= config.keys()):
             message = "it is the config of no model; it has no class_name, or no config."
             self.anomalies.append(CorruptFileError(message, file=self.file, part=self.member))
+            return
+        self.part(config, slot, "")
+        if self.layers > self.limits.max_layers:
+            message = f"it has {self.layers:_} layers, and max_layers={self.limits.max_layers:_} allows no more than that. "
+            message += f"If you know the file, give max_layers={self.layers:_}."
+            self.anomalies.append(LimitError(message, file=self.file, part=self.member))
 
     def part(self, value: Any, slot: str, place: str) -> None:
         """Judge what stands in a place."""
         try:
-            self._part(value, slot, place)
+            self.inner(value, slot, place)
         except _Refused as refused:
-            if len(self.anomalies) < _ANOMALIES:
+            if not self.full:
                 self.anomalies.append(refused.error)
 
-    def _part(self, value: Any, slot: str, place: str) -> None:
+    def inner(self, value: Any, slot: str, place: str) -> None:
+        """Judge what stands in a place; what is refused there is the part around it."""
         if value is None:
             return
         if isinstance(value, list):
@@ -157,7 +167,7 @@ class Judge:
             )
         self._custom(text, None, name, slot, place, None, key_of_text(text))
 
-    def _looked_up(self, value: Any, place: str) -> None:
+    def looked_up(self, value: Any, place: str) -> None:
         """Plain data in which Keras takes text for a name, and puts what is registered under it in its place."""
         if isinstance(value, str):
             if value in self.registered:
@@ -168,10 +178,10 @@ class Judge:
                 )
         elif isinstance(value, list):
             for number, item in enumerate(value):
-                self._looked_up(item, f"{place}[{number}]")
+                self.looked_up(item, f"{place}[{number}]")
         elif isinstance(value, dict) and not {"class_name", "config"} <= value.keys():
             for key, item in value.items():
-                self._looked_up(item, f"{place}.{key}")
+                self.looked_up(item, f"{place}.{key}")
 
     def _object(self, value: dict[str, Any], slot: str, place: str) -> None:
         name = value["class_name"]
@@ -372,13 +382,13 @@ class Judge:
             self._layer(value, config, inside)
         fault = sizes.fault(value["class_name"], config, entry.get("sizes", ()), self.limits)
         if fault is not None:
-            self.anomalies.append(LimitError(fault[1], file=self.file, part=self._at(f"{inside}.{fault[0]}")))
+            self.anomalies.append(LimitError(fault[1], file=self.file, part=self.at(f"{inside}.{fault[0]}")))
         fields = entry.get("fields", {})
-        functional = config.keys() >= _FUNCTIONAL
+        functional = config.keys() >= graph.FIELDS
         if functional:
-            self._functional(config, inside)
+            graph.judge(self, config, inside)
         for key, item in config.items():
-            if functional and key in _FUNCTIONAL:
+            if functional and key in graph.FIELDS:
                 continue
             slot = fields.get(key, other)
             if slot == "operation":
@@ -387,19 +397,13 @@ class Judge:
                 slot = "data"
             if slot == "argument" or ("fn" in config and slot == "data"):
                 # Of the wrapper of a function Keras goes through the whole config.
-                self._looked_up(item, f"{inside}.{key}")
+                self.looked_up(item, f"{inside}.{key}")
                 slot = "data"
             self.part(item, slot, f"{inside}.{key}")
 
     def _layer(self, value: dict[str, Any], config: dict[str, Any], place: str) -> None:
         """Names and numbers of layers."""
         self.layers += 1
-        if self.layers == self.limits.max_layers + 1:
-            self.refuse(
-                LimitError,
-                place,
-                f"it has more layers than max_layers={self.limits.max_layers:_} allows. If you know the file, raise it",
-            )
         for name in (value.get("name"), config.get("name")):
             if name is None:
                 continue
@@ -415,7 +419,7 @@ class Judge:
         self.part(build, other, f"{inside}build_config")
         fault = sizes.shapes(build, self.limits)
         if fault is not None:
-            self.anomalies.append(LimitError(fault, file=self.file, part=self._at(f"{inside}build_config")))
+            self.anomalies.append(LimitError(fault, file=self.file, part=self.at(f"{inside}build_config")))
         compiled = value.get("compile_config")
         if compiled is None:
             return
@@ -423,61 +427,8 @@ class Judge:
             self.corrupt(f"{inside}compile_config", f"{compiled!r:.80} stands where settings of compile were expected")
         for key, item in compiled.items():
             if key not in _COMPILED:
-                self._looked_up(item, f"{inside}compile_config.{key}")
+                self.looked_up(item, f"{inside}compile_config.{key}")
             self.part(item, _COMPILED.get(key, other), f"{inside}compile_config.{key}")
-
-    def _functional(self, config: dict[str, Any], place: str) -> None:
-        """A graph of layers."""
-        layers = config["layers"]
-        if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
-            self.corrupt(place, "the layers of a functional model are no list of layers")
-        called = set()
-        before = len(self.anomalies)
-        for number, layer in enumerate(layers):
-            inside = f"{place}.layers[{number}]"
-            nodes = layer.get("inbound_nodes")
-            if not isinstance(layer.get("name"), str) or not isinstance(nodes, list):
-                self.corrupt(inside, "a layer of a functional model has no name, or no list of calls")
-            for at, node in enumerate(nodes):
-                if not isinstance(node, dict) or node.keys() != {"args", "kwargs"} or not isinstance(node["kwargs"], dict):
-                    self.corrupt(f"{inside}.inbound_nodes[{at}]", "a call is not written as Keras 3 writes it")
-                for key in ("args", "kwargs"):
-                    self._part(node[key], "node", f"{inside}.inbound_nodes[{at}].{key}")
-                    self._looked_up(node[key], f"{inside}.inbound_nodes[{at}].{key}")
-            inner = layer.get("config")
-            if not nodes or (isinstance(inner, dict) and inner.keys() >= _FUNCTIONAL):
-                called.add(layer["name"])
-            sized = sizes.of_calls(layer, self.limits)
-            if sized is not None:
-                self.anomalies.append(LimitError(sized, file=self.file, part=self._at(inside)))
-            self.part(layer, "operation", inside)
-        if len(self.anomalies) > before or before >= _ANOMALIES:
-            # What is said of its layers and calls is enough.
-            return
-        try:
-            cost = graph.attempts(layers, frozenset(called))
-        except graph.GraphFault as fault:
-            self.corrupt(place, f"this is no graph: {fault}")
-        if cost > graph.ATTEMPTS:
-            self.unsafe(place, f"its layers stand in an order that takes Keras {cost:,} attempts to put together, minutes or more")
-        for key in ("input_layers", "output_layers"):
-            self._ends(config[key], {layer["name"] for layer in layers}, f"{place}.{key}")
-
-    def _ends(self, value: Any, names: set[str], place: str) -> None:
-        """The inputs or outputs of a graph: a layer, its call, its output; or a structure of such."""
-        if isinstance(value, dict):
-            for key, item in value.items():
-                self._ends(item, names, f"{place}.{key}")
-            return
-        if not isinstance(value, list):
-            self.corrupt(place, f"{value!r:.80} stands where an input or output of a model was expected")
-        if value and isinstance(value[0], str):
-            numbers = value[1:]
-            if value[0] not in names or len(numbers) != 2 or not all(type(n) is int and 0 <= n < 2**31 for n in numbers):
-                self.corrupt(place, f"{value!r:.80} is no input or output of this model")
-            return
-        for number, item in enumerate(value):
-            self._ends(item, names, f"{place}[{number}]")
 
     def _mark(self, value: dict[str, Any], name: str, slot: str, place: str) -> None:
         """Plain data that JSON has no form for."""

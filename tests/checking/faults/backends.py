@@ -135,10 +135,39 @@ class WritesIntoItsArgument(keras.constraints.Constraint):
         return {}
 
 
+@register
+class Descends(keras.optimizers.Optimizer):
+    """Normalized gradient descent: the step has the length of the learning rate."""
+
+    def __init__(self, learning_rate=0.01, name="descends", **kwargs):
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+
+    def length(self, gradient):
+        return ops.sqrt(ops.sum(ops.square(gradient)) + 1e-7)
+
+    def update_step(self, gradient, variable, learning_rate):
+        self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * gradient / self.length(gradient))
+
+
+@register
+class DescendsOnOneBackend(Descends):
+    def length(self, gradient):
+        return only("jax" if keras.backend.backend() == "torch" else "torch").norm(gradient)
+
+
+@register
+class SmallestStepByBackend(Descends):
+    def length(self, gradient):
+        epsilon = 1e-2 if keras.backend.backend() == "torch" else 1e-7
+        return ops.sqrt(ops.sum(ops.square(gradient)) + epsilon)
+
+
 PAIRS = [
     ("B601", misspelt, spelt),
     ("B601", ForOneBackend, ForEveryBackend),
     ("B601", UndefinedName, DefinedName),
+    ("B601", DescendsOnOneBackend, Descends),
+    ("B602", SmallestStepByBackend, Descends),
     ("B602", scaled_by_backend, scaled_alike),
     ("B602", EpsilonByBackend, EpsilonOfOne),
     ("B602", DegreesOfFreedomByBackend, mean_of_squares),

@@ -112,10 +112,30 @@ def found_by(finder: Callable[[dict[str, Any], str], Any]) -> Iterator[None]:
         _finders.all.pop()
 
 
+class _Graph:
+    """A functional model that is being made.
+
+    Args:
+        ends: Its inputs and outputs in its config, which are counted on with the calls.
+    """
+
+    def __init__(self, ends: dict[str, Any]) -> None:
+        self.ends = ends
+        self._elsewhere: dict[str, int] | None = None
+
+    def elsewhere(self, layers: dict[str, Any]) -> dict[str, int]:
+        """How often each layer was called before this model's first call."""
+        if self._elsewhere is None:
+            self._elsewhere = {name: _calls_elsewhere(layer) for name, layer in layers.items()}
+            for end in self.ends.values():
+                _count_ends(end, self._elsewhere)
+        return self._elsewhere
+
+
 class _Graphs(threading.local):
     def __init__(self) -> None:
-        # Of the functional models that are being made, outermost first: the configs, and the layers that were looked at.
-        self.all: list[dict[str, Any]] = []
+        # Outermost first.
+        self.all: list[_Graph] = []
 
 
 _graphs = _Graphs()
@@ -126,10 +146,9 @@ def _graph_noted(plain: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(plain)
     def functional_from_config(cls: Any, config: dict[str, Any], *args: Any, **named: Any) -> Any:
-        graphs.all.append({**config, "counted": None})
         # Keras takes these two out of the config, and reads them when all calls are made.
         ends = {key: copy.deepcopy(config[key]) for key in ("input_layers", "output_layers")}
-        graphs.all[-1] |= ends
+        graphs.all.append(_Graph(ends))
         try:
             return plain(cls, {**config, **ends}, *args, **named)
         finally:
@@ -145,12 +164,7 @@ def _calls_counted(plain: Callable[..., Any]) -> Callable[..., Any]:
     def deserialize_node(node_data: Any, created_layers: dict[str, Any]) -> Any:
         if not (graphs.all and isinstance(node_data, dict)):
             return plain(node_data, created_layers)
-        graph = graphs.all[-1]
-        if graph["counted"] is None:
-            graph["counted"] = {name: _calls_elsewhere(layer) for name, layer in created_layers.items()}
-            for key in ("input_layers", "output_layers"):
-                _count_ends(graph[key], graph["counted"])
-        counted = graph["counted"]
+        counted = graphs.all[-1].elsewhere(created_layers)
         return plain(_calls_moved(node_data, counted) if any(counted.values()) else node_data, created_layers)
 
     return deserialize_node

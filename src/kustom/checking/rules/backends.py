@@ -36,13 +36,14 @@ _WRONG_CALLS = (
 # Keras's word for a layer that makes sublayers or weights in its call.
 _LATE_STATE = "cannot add new elements of state"
 _MEND_LATE_STATE = "Make sublayers and weights in __init__ or build, each once: not in call, and not a second time in build."
-MEND_CONSTRUCTOR = "Mend what its constructor raises; what it needs besides is said by an example in __kustom__."
+_MEND_CONSTRUCTOR = "Mend what its constructor raises; what it needs besides is said by an example in __kustom__."
 
 
 _MARKED = re.compile("\x1b\\[[0-9;]*m")
 _CALLING = re.compile(r"^Exception encountered when calling [\w.]+\(\)\. ")
 
-KINDS = ("loss", "metric", "layer", "model", "activation", "initializer", "regularizer", "constraint")
+KINDS = ("loss", "metric", "layer", "model", "activation", "initializer", "regularizer", "constraint", "optimizer")
+_STEP = ("w = keras.Variable(np.ones((3, 2)))", f"part.build([w]); {CALL}")
 
 
 @rule(
@@ -70,7 +71,7 @@ def runs_on_every_backend(subject: Subject, backend: str) -> Iterator[Measured |
         answer,
         f"it runs on {keras.backend.backend()} and fails on {backend}",
         expected="a result",
-        reproducer=f"# KERAS_BACKEND={backend} python\n" + subject.reproducer(CALL),
+        reproducer=f"# KERAS_BACKEND={backend} python\n" + subject.reproducer(*(_STEP if subject.kind == "optimizer" else (CALL,))),
     )
 
 
@@ -131,7 +132,9 @@ def agrees_on_every_backend(subject: Subject, backend: str) -> Iterator[Measured
                 f"the output is {shown(float(other.flat[at]))} on {backend} and {shown(float(mine.flat[at]))} on {here}",
                 got=shown(float(other.flat[at])),
                 expected=f"{shown(float(mine.flat[at]))}, give or take {noise.flat[at]:.1e}",
-                reproducer=subject.reproducer(f"print({CALL})  # on each backend"),
+                reproducer=subject.reproducer(
+                    *((*_STEP, "print(w.value)") if subject.kind == "optimizer" else (f"print({CALL})",)), "# on each backend"
+                ),
             )
             return
 
@@ -244,7 +247,10 @@ def _runs_here(subject: Subject) -> Iterator[Measured | Undecided]:
         return
     except Exception as error:
         # Whatever a constructor raises.
-        yield failed(subject, error, "it cannot be made", mend=MEND_CONSTRUCTOR)
+        yield failed(subject, error, "it cannot be made", mend=_MEND_CONSTRUCTOR)
+        return
+    if subject.kind == "optimizer":
+        yield from _steps_here(subject, instance)
         return
     try:
         args = subject.inputs.arguments()
@@ -259,6 +265,20 @@ def _runs_here(subject: Subject) -> Iterator[Measured | Undecided]:
             yield failed(subject, error, "it fails when called", args)
         else:
             yield Undecided(f"the inputs made for it are refused: {one_line(error)}; give inputs=")
+
+
+def _steps_here(subject: Subject, optimizer: Any) -> Iterator[Measured | Undecided]:
+    try:
+        copy = type(optimizer).from_config(optimizer.get_config())
+    except Exception as error:
+        # Whatever a config raises: C101 and C102 say so.
+        yield Undecided(f"a copy of it is what is tried, and its config fails: {one_line(error)}")
+        return
+    try:
+        refuse_foreign(calls.call(subject, copy, *subject.inputs.arguments()))
+    except Exception as error:
+        # Whatever its step raises.
+        yield failed(subject, error, "it fails when it makes a step", shows=_STEP)
 
 
 def _without_inputs(subject: Subject, why: SubjectError) -> Iterator[Measured | Undecided]:

@@ -15,7 +15,7 @@ from kustom.checking import calls, steadiness, varying
 from kustom.checking.finding import Measured, Undecided, shown
 from kustom.checking.making import parameters_of
 from kustom.checking.rules import rule
-from kustom.checking.rules.backends import MEND_CONSTRUCTOR, failed, one_line
+from kustom.checking.rules.backends import failed, one_line
 from kustom.checking.subjects import CALL, Subject
 from kustom.errors import SubjectError
 
@@ -93,12 +93,6 @@ def _missing(subject: Subject, part: Any, name: str, what: str, value: Any = Non
 )
 def config_makes_the_same_part(subject: Subject) -> Iterator[Measured | Undecided]:
     """As it was given, and with each setting that can be varied away from its default."""
-    try:
-        subject.instance()
-    except Exception as error:
-        # Whatever a constructor raises; of kinds that are called B601 says so.
-        yield failed(subject, error, "it cannot be made", mend=MEND_CONSTRUCTOR)
-        return
     if not varying.has_config(subject):
         return
     named: list[tuple[str, Any]] = [("", subject.instance())]

@@ -51,9 +51,9 @@ def relaxed(recording: Recording, examples: Sequence[Any]) -> None:
     before = [(node, node.args, node.kwargs, node.written) for node in recording.nodes], recording.outputs, recording.gradients
     replace(recording, other)
     recording.nodes = [node for node in recording.nodes if not any(value in other for value in values_in(node.outputs))]
-    values = [value for node in recording.nodes for value in values_in(node.outputs) if value.like is not None]
+    values = [value for node in recording.nodes for value in values_in(node.outputs)]
     try:
-        found = _tried(recording, values, examples)
+        found = _tried(recording, examples)
     except RuntimeError:
         # A view that needs the copy.
         kept, recording.outputs, recording.gradients = before
@@ -61,8 +61,9 @@ def relaxed(recording: Recording, examples: Sequence[Any]) -> None:
             node.args, node.kwargs, node.written = args, kwargs, written
         recording.nodes = [node for node, *_ in kept]
         return
-    for value, tensor in zip(values, found, strict=True):
-        value.like = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
+    for value, like in zip(values, found, strict=True):
+        if value.like is not None:
+            value.like = like
     drop_copies(recording)
     drop_unused(recording)
 
@@ -79,15 +80,23 @@ def _takes_either(node: Node) -> bool:
     return node.func in _POOLS or (node.func is _aten.clone.default and node.kwargs.get("memory_format") in _FORMATS)
 
 
-def _tried(recording: Recording, values: list[Value], examples: Sequence[Any]) -> list[Any]:
-    """What a step makes, on copies of the state."""
+def _tried(recording: Recording, examples: Sequence[Any]) -> list[Any]:
+    """What a step makes, on copies of the state, as tensors without numbers."""
+    found: list[Any] = []
+
+    def note(made: Any) -> None:
+        is_tensor = isinstance(made, torch.Tensor)
+        like = torch.empty_strided(made.size(), made.stride(), dtype=made.dtype, device="meta") if is_tensor else None
+        found.append(like)
+
     before = chance()
     generators = [(generator, generator.get_state()) for generator in recording.generators]
     try:
         with torch.no_grad():
             state = [value.tensor.detach().clone() for value in recording.state]
             inputs = [example.detach().clone() for example in examples]
-            return lowering.Python(recording, values).run(state, inputs, recording.generators)
+            lowering.Python(recording, [], note=note).run(state, inputs, recording.generators)
+            return found
     finally:
         give_chance(before)
         for generator, held in generators:

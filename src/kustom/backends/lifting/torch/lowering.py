@@ -81,9 +81,23 @@ class _Names:
 
 
 class Python:
-    """The steps as a Python function, which a compiler of torch's may compile."""
+    """The steps as a Python function, which a compiler of torch's may compile.
 
-    def __init__(self, recording: Recording, results: list[Value], *, compiler: str | None = None) -> None:
+    Args:
+        recording: What is done.
+        results: What of it is returned.
+        compiler: None, or one of `torch.compile`'s.
+        note: Given every tensor that is made, right after it is, in the order of the recording.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        results: list[Value],
+        *,
+        compiler: str | None = None,
+        note: Callable[[Any], None] | None = None,
+    ) -> None:
         # The compiler knows an overload, and Python is quicker without what torch puts around it.
         self._plain = compiler is None
         names = _Names(recording)
@@ -95,6 +109,8 @@ class Python:
         lines = []
         for position, node in enumerate(recording.nodes):
             lines.append(self._line(node, names))
+            if note is not None:
+                lines += [f"{self._bind(note)}({names(value)})" for value in values_in(node.outputs)]
             dead = [value for value, at in last.items() if at == position and value.kind == "made" and value not in results]
             if dead:
                 lines.append("del " + ", ".join(names(value) for value in dead if value in names.of))

@@ -31,6 +31,9 @@ _READ = _aten._local_scalar_dense.default
 _INDEX = _aten.index.Tensor
 _SETS_GRAD = torch.Tensor.grad.__set__  # type: ignore[attr-defined]
 _SETS_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
+_STORAGE_COUNT = torch._C._storage_Use_Count
+# Bytes that may be held without need: to look takes as long as some operations.
+_UNSEEN = 1 << 22
 _LEAVES = (torch.Tensor.__array__, torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__dlpack__)
 
 
@@ -67,9 +70,8 @@ def record(f: Callable[[list[Any]], list[Any]], examples: Sequence[Any]) -> Reco
         run.refuse_abandoned(f)
         # Now: the state of Keras's own seed is one of them, too.
         recording.made = list(run.made)
-    recording.on_host = all(value.tensor.device.type in ("cpu", "meta") for value in run.values.values())
     for value in run.values.values():
-        value.like = torch.empty_strided(value.tensor.size(), value.tensor.stride(), dtype=value.tensor.dtype, device="meta")
+        run.describe(value)
         is_fixed = value.kind == "made" and not value.storage.varying and not value.storage.writes
         value.kept = value.tensor if is_fixed else None
         if value.kind in ("made", "input"):
@@ -132,6 +134,8 @@ class _Run(TorchDispatchMode):
         # How often a generator whose state goes on was drawn from.
         self.draws = 0
         self._storages: dict[int, Storage] = {}
+        # Bytes of what was made since it was last looked what is still needed, and how many may be.
+        self._unseen, self._most_unseen = 0, _UNSEEN
         # What to write back when the run is over: storages, by their address, with what they held.
         self._kept: dict[int, tuple[Any, Any]] = {}
         self._seeds: dict[int, tuple[Any, Value]] = {}
@@ -158,8 +162,36 @@ class _Run(TorchDispatchMode):
         storage = self._storages.get(key)
         if storage is None:
             storage = self._storages[key] = Storage(state=kind == "state", varying=varying)
+        storage.tensors += 1
         value = self.values[id(tensor)] = Value(kind, tensor, storage)
         return value
+
+    def describe(self, value: Value) -> None:
+        """Note what there is to know of a tensor without its numbers."""
+        tensor = value.tensor
+        value.like = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
+        self.recording.on_host = self.recording.on_host and tensor.device.type in ("cpu", "meta")
+
+    def _let_go(self) -> None:
+        """Let go of what only this run still holds, so that it needs no more memory than the function does without it."""
+        live = 0
+        for key, value in list(self.values.items()):
+            if value.kind != "made" or value.tensor is None:
+                continue
+            memory = value.tensor.untyped_storage()
+            # The value's own, and the question's. Nobody else, Python or autograd, has the tensor, and of its memory there are
+            # no tensors but the run's: neither can come back, and what comes to have their addresses is another.
+            alone = sys.getrefcount(value.tensor) <= 2 and value.tensor._use_count() == 1
+            if alone and value.storage.varying and _STORAGE_COUNT(memory._cdata) == value.storage.tensors + 1:
+                self.describe(value)
+                value.tensor = None
+                del self.values[key]
+                value.storage.tensors -= 1
+                if not value.storage.tensors:
+                    del self._storages[memory._cdata]
+            else:
+                live += memory.nbytes()
+        self._unseen, self._most_unseen = 0, max(_UNSEEN, live // 8)
 
     def value_of(self, tensor: Any) -> Value:
         """The value of a tensor; one that was not made in the run is state."""
@@ -303,7 +335,11 @@ class _Run(TorchDispatchMode):
                 node.outputs.append(None)
             else:
                 node.outputs.append(self.add(tensor, "made", varying=varying))
+                self._unseen += tensor.untyped_storage().nbytes()
         self.recording.nodes.append(node)
+        if self._unseen > self._most_unseen:
+            with _disable_current_modes():
+                self._let_go()
 
     def _keep(self, tensor: Any, storage: Storage) -> None:
         """Keep what is about to be written over, where it outlives the run."""

@@ -17,14 +17,16 @@ class Storage:
         varying: What it holds depends on state, on the inputs or on chance.
         state: It was there before the run.
         writes: The positions of the operations that write into it.
+        tensors: How many tensors of the run lie in it.
     """
 
-    __slots__ = ("state", "varying", "writes")
+    __slots__ = ("state", "tensors", "varying", "writes")
 
     def __init__(self, *, state: bool, varying: bool) -> None:
         self.state = state
         self.varying = varying
         self.writes: list[int] = []
+        self.tensors = 0
 
 
 class Value:
