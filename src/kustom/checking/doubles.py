@@ -107,12 +107,19 @@ class Along:
     Many outputs become a few random sums of them. A wrong entry shows in almost every direction; what a comparison of all
     would say more precisely it would say too late.
 
+    Args:
+        subject: What is checked.
+        made: The part, in double precision.
+        args: What it is called with.
+        rng: Of the directions.
+        most: How many directions there are at most, all random; None, as above.
+
     Attributes:
         starts: The arguments at which the function is the part at its inputs: one for the inputs, one for the weights.
         names: What each argument stands for.
     """
 
-    def __init__(self, subject: Any, made: Any, args: tuple[Any, ...], rng: np.random.Generator) -> None:
+    def __init__(self, subject: Any, made: Any, args: tuple[Any, ...], rng: np.random.Generator, most: int | None = None) -> None:
         self._subject, self._made, self._args = subject, made, args
         self._places = [
             i
@@ -122,7 +129,7 @@ class Along:
         flat = [calls.flat(args)[i] for i in self._places]
         weights = list(made.trainable_variables) if subject.kind in ("layer", "model") else []
         self._weights = [v for v in weights if calls.is_floating(v)]
-        few = 3 if subject.kind == "model" else None
+        few = most or (3 if subject.kind == "model" else None)
         self._directions = [_directions([x.shape for x in flat], rng, most=few)] if flat else []
         self.names = ["inputs"] * bool(flat)
         if self._weights:

@@ -27,6 +27,8 @@ from kustom.gradients.transforms import grad
 # How many points are looked at: where all entries of one are kinks, the next may have none. A model is made of layers, each
 # of which has its own check, and costs as much as all of them.
 POINTS, POINTS_OF_A_MODEL = 2, 1
+# Of the second order.
+_DIRECTIONS = 3
 
 
 @rule(
@@ -344,7 +346,8 @@ def second_order_equals_differences(subject: Subject) -> Iterator[Measured | Und
         return
     try:
         with doubles.part(subject) as (part, args):
-            function = doubles.Along(subject, part, args, subject.rng("G204"))
+            # Along few directions, since each value is a gradient: a wrong entry shows in almost every one.
+            function = doubles.Along(subject, part, args, subject.rng("G204"), most=_DIRECTIONS)
             if "inputs" not in function.names:
                 return
             others = [ops.convert_to_tensor(start) for start in function.starts[1:]]
