@@ -226,6 +226,9 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "regularizers.OrthogonalRegularizer": {
         "G202": "a bug of Keras: the gradient of normalize is NaN at 0 (docs/found-in-keras.md)"
     },
+    "optimizers.ScheduleFreeAdamW": {
+        "B602": "a bug of Keras on TensorFlow and torch: the momentum before is read after (docs/found-in-keras.md)"
+    },
     "activations.hard_shrink": {"N302": "it has its jumps by definition"},
     "activations.sparsemax": {"N302": "a bug of Keras on torch: it does not sum to 1 (docs/found-in-keras.md)"},
     "layers.CategoryEncoding": {
