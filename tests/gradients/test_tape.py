@@ -1362,6 +1362,92 @@ def test_a_gradient_flows_through_what_a_scope_gives_a_variable():
     np.testing.assert_allclose(array(tape.gradient(y, factor)), 2 * array(layer.kernel.value).sum(), rtol=1e-5)
 
 
+def line():
+    """A model of one weight, 5, whose output is the weight times the input."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    model.set_weights([np.array([[5.0]])])
+    return model, model.trainable_variables[0]
+
+
+def sloping(by, f, variable):
+    """The gradient of `f()` by a variable, by a tape or the function."""
+    if by == "function":
+        return kustom.grad(f, variables=[variable])()[0]
+    with kustom.GradientTape() as tape:
+        y = f()
+    return tape.gradient(y, variable)
+
+
+@pytest.mark.parametrize("by", ["tape", "function"])
+def test_weights_that_are_handed_to_a_model_are_what_is_differentiated(by):
+    model, weight = line()
+    x = ops.convert_to_tensor([[2.0]])
+
+    def handed(value):
+        return ops.sum(model.stateless_call([value], [], x)[0])
+
+    close(sloping(by, lambda: handed(3.0 * weight), weight), [[6.0]])
+    close(sloping(by, lambda: handed(ops.square(weight) * 1.0) + ops.sum(model(x)), weight), [[22.0]])
+    close(sloping(by, lambda: handed(weight.value), weight), [[2.0]])
+    close(sloping(by, lambda: handed(weight - 0.5 * handed(weight * weight)), weight), [[2.0 * (1.0 - 0.5 * 2.0 * 10.0)]])
+
+
+def test_weights_of_another_that_are_handed_to_a_model_leave_its_own_out():
+    model, weight = line()
+    x, other = ops.convert_to_tensor([[2.0]]), ops.convert_to_tensor([[7.0]])
+    with kustom.GradientTape() as tape:
+        target = ops.sum(model.stateless_call([other], [], x)[0])
+        y = target * ops.sum(model(x))
+    close(tape.gradient(y, weight), [[28.0]])
+    with kustom.GradientTape() as tape:
+        target = ops.sum(model.stateless_call([other], [], x)[0])
+    assert tape.gradient(target, weight) is None
+
+
+def test_an_average_that_begins_as_the_weights_is_not_the_weights():
+    model, weight = line()
+    average = keras.Variable([[0.0]], trainable=False)
+    average.assign(weight.value)
+    x = ops.convert_to_tensor([[2.0]])
+    with kustom.GradientTape() as tape:
+        target = ops.sum(model.stateless_call([average.value], [], x)[0])
+        y = target * ops.sum(model(x))
+    close(tape.gradient(y, weight), [[20.0]])
+
+
+def test_values_that_were_read_before_and_are_watched_are_differentiated_by():
+    model, weight = line()
+    x, value = ops.convert_to_tensor([[2.0]]), ops.convert_to_tensor(weight.value)
+    with kustom.GradientTape() as tape:
+        tape.watch(value)
+        y = ops.sum(model.stateless_call([value], [], x)[0])
+    close(tape.gradient(y, value), [[2.0]])
+
+
+def test_a_step_down_its_own_gradient_is_differentiated_as_by_hand():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    x, y = np.array([[1.0], [2.0], [4.0]]), np.array([[1.0], [0.0], [2.0]])
+
+    def loss_of(weights, x, y):
+        return ops.mean(ops.square(model.stateless_call(weights, [], x)[0] - y))
+
+    def step(x, y):
+        with kustom.GradientTape() as outer:
+            weights = [ops.convert_to_tensor(v) for v in model.trainable_variables]
+            slopes = kustom.grad(lambda *w: loss_of(list(w), x, y), argnums=(0, 1))(*weights)
+            loss = loss_of([w - 0.05 * s for w, s in zip(weights, slopes, strict=True)], x, y)
+        return outer.gradient(loss, model.trainable_variables)
+
+    got = [array(each).ravel() for each in kustom.function(step)(x.astype("float32"), y.astype("float32"))]
+    # The loss is a quadratic form with this Hessian.
+    inputs = np.concatenate([x, np.ones((3, 1))], axis=1)
+    hessian = 2 * inputs.T @ inputs / 3
+    weights = np.concatenate([w.ravel() for w in model.get_weights()])[:, None]
+    down = weights - 0.05 * 2 * inputs.T @ (inputs @ weights - y) / 3
+    expected = (np.eye(2) - 0.05 * hessian) @ (2 * inputs.T @ (inputs @ down - y) / 3)
+    np.testing.assert_allclose(np.concatenate(got), expected.ravel(), rtol=1e-4, atol=1e-5)
+
+
 def test_no_gradient_flows_through_an_assignment():
     layer = keras.layers.Dense(3)
     layer.build((None, 4))

@@ -11,8 +11,11 @@ import pytest
 from drawing import Rows, batches, first
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from keras import ops
 
+import kustom
 from kustom import errors
+from kustom.backends import current
 from kustom.training.data import gives_batches, open_source, split_validation
 
 SIZES = st.integers(1, 60)
@@ -178,6 +181,36 @@ def test_dtypes_are_keras_own(opened, given, arrives):
     source.close()
     assert x.dtype == arrives
     assert x.dtype.isnative
+
+
+@OPEN
+@pytest.mark.parametrize(("given", "kind"), [(2**40, "int64"), (-(2**31) - 1, "int64"), (2**32, "uint64")])
+def test_integers_that_no_tensor_holds_are_refused(opened, given, kind):
+    x = np.array([[1], [given]], kind)
+    if current().integers(x.dtype) == x.dtype:
+        source = opened(x, shuffle=False)
+        assert batches(source)[0][0].tolist() == x.tolist()
+        source.close()
+        return
+    with pytest.raises(errors.DataError, match=r"widest integers|no tensors"):
+        batches(opened(x))
+    with pytest.raises(errors.DataError, match=r"widest integers|no tensors"):
+        batches(open_source(iter([(x,)])))
+
+
+@OPEN
+def test_wide_integers_of_small_numbers_are_as_they_were(opened):
+    x = np.array([[2**31 - 1], [-(2**31)]])
+    seen = keras.Variable(np.zeros(2, "float32"), trainable=False)
+
+    def step(x):
+        seen.assign(ops.cast(x[:, 0], "float32"))
+
+    source = opened(x, shuffle=False)
+    assert batches(source)[0][0].tolist() == x.tolist()
+    source.close()
+    kustom.Loop(step).fit(x, shuffle=False, verbose=0)
+    assert ops.convert_to_numpy(seen).tolist() == [2.0**31, -(2.0**31)]
 
 
 def test_floatx_is_what_is_set():

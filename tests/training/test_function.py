@@ -185,6 +185,28 @@ class TestMethods:
         assert number(one.many(2.0, 3)) == 6
         assert isinstance(Trainer.step, type(one.step))
 
+    def test_of_a_class(self):
+        class Scale:
+            by = 2.0
+
+            @classmethod
+            @kustom.function
+            def scaled(cls, x):
+                return x * cls.by
+
+            @staticmethod
+            @kustom.function
+            def doubled(x):
+                return x * 2
+
+        class Other(Scale):
+            by = 3.0
+
+        assert [number(each.scaled(5.0)) for each in (Scale, Scale(), Other)] == [10, 10, 15]
+        assert number(Scale.doubled(4.0)) == number(Scale().doubled(4.0)) == 8
+        Scale.by = 7.0
+        assert [number(each.scaled(5.0)) for each in (Scale, Other)] == [35, 15]
+
     @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
     def test_a_copy_of_the_instance_has_its_own(self, copied):
         trainer = Trainer(1.0)

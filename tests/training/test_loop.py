@@ -115,6 +115,17 @@ def test_a_sum_of_what_is_not_finite_is_as_it_was():
     assert history.history["loss"] == [np.inf, np.inf]
 
 
+@pytest.mark.parametrize("execution", ["loop", "step", "eager"])
+def test_a_value_of_some_batches_is_averaged_over_their_samples(execution):
+    def step(x):
+        whole = {"all": ops.mean(x)}
+        return whole if x.shape[0] == 8 else whole | {"rest": ops.mean(x)}
+
+    x = np.arange(20, dtype="float32")
+    history = kustom.Loop(step).fit(x, batch_size=8, epochs=2, shuffle=False, execution=execution, verbose=0)
+    assert history.history == {"all": [9.5, 9.5], "rest": [17.5, 17.5]}
+
+
 def test_a_bare_scalar_is_the_loss():
     assert kustom.Loop(lambda x: ops.mean(x)).fit(X, verbose=0).history["loss"] == [pytest.approx(X.mean(), abs=1e-5)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import warnings
 
 import keras
@@ -53,6 +54,22 @@ def test_a_number_beyond_all_integers(value):
 def test_a_large_number_as_part_of_the_program():
     f = kustom.function(lambda x, v: x * float(v), static_argnames="v")
     assert float(ops.convert_to_numpy(f(2.0, 2**40))) == 2.0**41
+
+
+@pytest.mark.parametrize("given", [np.array([2**40]), np.int64(2**40)])
+def test_a_large_number_in_an_array(given):
+    f = kustom.function(lambda x: ops.cast(ops.max(x) // 2**20, "float32"))
+    if keras.backend.backend() != "jax":
+        assert float(ops.convert_to_numpy(f(given))) == 2**20
+        return
+    with pytest.raises(FunctionError, match="from 1099511627776 to 1099511627776, and the widest integers of jax are int32"):
+        f(given)
+
+
+@pytest.mark.parametrize("given", [np.array([None]), np.array(["2020-01-01"], "datetime64[D]")])
+def test_an_array_that_is_no_tensor_is_named(given):
+    with pytest.raises(FunctionError, match=f"array of {re.escape(str(given.dtype))}, of which"):
+        kustom.function(lambda x: x)(given)
 
 
 def test_a_size_is_a_number_that_is_asked_for():

@@ -283,6 +283,12 @@ def test_an_iterator_that_ends_early_ends_the_training():
     assert source.ended
 
 
+def test_an_iterator_that_ends_in_an_evaluation_is_said_to():
+    source = open_source(in_generator(10, 2), steps_per_epoch=8, what="validation")
+    with pytest.warns(errors.DataWarning, match="with 5 of 8 batches in this evaluation; what they measure is reported"):
+        assert len(batches(source)) == 5
+
+
 def test_an_iterator_has_nothing_for_a_second_epoch():
     source = open_source(in_generator(10, 2))
     assert len(batches(source)) == 5

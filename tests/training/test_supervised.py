@@ -141,6 +141,23 @@ def test_several_inputs_and_outputs_by_name():
     agree(*found)
 
 
+def test_a_metric_of_several_results_has_them_under_their_names():
+    class Moments(keras.metrics.Metric):
+        def __init__(self):
+            super().__init__(name="moments")
+            self.sums = self.add_weight(shape=(3,), initializer="zeros", name="sums")
+
+        def update_state(self, y_true, y_pred, sample_weight=None):
+            self.sums.assign_add(ops.sum(ops.concatenate([ops.ones_like(y_pred), y_pred, ops.square(y_pred)], axis=-1), axis=0))
+
+        def result(self):
+            return {"first": self.sums[1] / self.sums[0], "second": self.sums[2] / self.sums[0]}
+
+    found = both(mlp(), (X, Y), optimizer=adam(), loss="mse", metrics=[Moments()], epochs=2)
+    assert set(found[2]) == {"loss", "first", "second"}
+    agree(*found)
+
+
 def test_several_outputs_in_a_list():
     def make():
         x = keras.Input((4,))

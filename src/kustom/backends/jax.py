@@ -99,6 +99,11 @@ def own(array: Any) -> Any:
     return array
 
 
+def integers(dtype: np.dtype) -> np.dtype | None:
+    """The integers of a tensor that is made of an array of integers: by default of at most 32 bits, and the rest is cut off."""
+    return dtype if dtype.itemsize < 8 or jax.config.read("jax_enable_x64") else np.dtype(f"{dtype.kind}4")
+
+
 def shared(array: Any) -> Any:
     """An array as a tensor that is only read: a copy, here."""
     return ops.convert_to_tensor(array)

@@ -113,6 +113,11 @@ def own(array: Any) -> Any:
     return array
 
 
+def integers(dtype: np.dtype) -> np.dtype | None:
+    """The integers of a tensor that is made of an array of integers: the same, here."""
+    return dtype
+
+
 def shared(array: Any) -> Any:
     """An array as a tensor that is only read: a copy, here."""
     return ops.convert_to_tensor(array)

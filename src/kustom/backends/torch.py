@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from keras import ops
 
@@ -100,6 +101,11 @@ def device_kind() -> str:
 def own(array: Any) -> Any:
     """An array of a file as one that a tensor may keep, and write into: a tensor is made of an array without a copy."""
     return array.copy()
+
+
+def integers(dtype: np.dtype) -> np.dtype | None:
+    """The integers of a tensor that is made of an array of integers; None where Keras makes none of it."""
+    return None if dtype == np.uint64 else dtype
 
 
 def shared(array: Any) -> Any:

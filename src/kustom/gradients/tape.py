@@ -73,6 +73,8 @@ class GradientTape:
         self._recording = tapes.Recording(persistent=persistent, accessed=watch_accessed_variables)
         self._is_differentiable = tapes.is_differentiable
         self._told: list[int] = []
+        # The stateless scope around the block.
+        self._around: keras.StatelessScope | None = None
         self._is_open = False
         self._paused = 0
         self._used = False
@@ -88,6 +90,7 @@ class GradientTape:
         if self._used and not self._persistent:
             raise TapeError("this tape has given its one gradient; make another one, or a persistent one.")
         current("tapes").refuse_unsupported()
+        self._around = private.open_scope()
         self._recording.start()
         private.listen(self._read)
         _open.tapes.append(self)
@@ -105,6 +108,9 @@ class GradientTape:
             self._recording.stop()
 
     def _read(self, variable: keras.Variable, value: Any) -> Any:
+        if private.is_given_another(variable, self._around):
+            # It stands for the variable and is not it: a gradient flows to where it comes from.
+            return value
         return self._recording.read(variable, value) if self._watches(variable) else self._recording.pass_by(value)
 
     def _watches(self, variable: keras.Variable) -> bool:

@@ -15,6 +15,8 @@ import optree
 from keras import ops
 
 from kustom.backends import current
+from kustom.errors import FunctionError
+from kustom.training.leaves import unheld
 
 __all__ = ["Arguments", "Result", "tensor_types"]
 
@@ -74,7 +76,7 @@ class Arguments:
                     continue
                 if type(leaf) is int:
                     self.whole_numbers.append(len(self.leaves))
-                tensor = _number(leaf) if isinstance(leaf, int | float | complex) else ops.convert_to_tensor(leaf)
+                tensor = _number(leaf) if isinstance(leaf, int | float | complex) else _tensor(leaf)
                 if ops.is_tensor(tensor):
                     tensor_types.add(type(tensor))
             others.append(None)
@@ -91,6 +93,21 @@ class Arguments:
 
 def _number(value: float | complex) -> Any:
     return current("lifting").number(value)
+
+
+def _tensor(array: Any) -> Any:
+    """An array of NumPy's, or a number of its, as a tensor."""
+    if not isinstance(array, np.ndarray | np.generic):
+        return ops.convert_to_tensor(array)
+    if reason := unheld(np.asarray(array)):
+        raise FunctionError(f"a compiled function was given {reason}")
+    try:
+        return ops.convert_to_tensor(array)
+    except (TypeError, ValueError):
+        raise FunctionError(
+            f"a compiled function was given an array of {array.dtype}, of which {keras.backend.backend()} has no tensors. Give "
+            "numbers; text and objects by themselves, not in an array, are part of the program."
+        ) from None
 
 
 # The backend's own types of tensors, as they are met: to ask Keras costs more than the rest of an argument.

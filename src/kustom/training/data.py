@@ -216,7 +216,7 @@ def _open_stream(x: Any, shuffle: bool, seed: int | None, what: What, options: d
         source.seed = seed
         return source
     if hasattr(type(x), "__next__"):
-        return OnePass(name, x, **options)
+        return OnePass(name, x, trains=what == "fit", **options)
     length = _length(x)
     if length == 0:
         raise DataError(f"{name} has no batches; expected at least one.")

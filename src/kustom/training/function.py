@@ -159,6 +159,9 @@ class Compiled(Generic[P, R]):
     def __get__(self, owner: Any, cls: type | None = None) -> Any:
         if owner is None:
             return self
+        if isinstance(owner, type):
+            # Of a `classmethod`, as of Python 3.13 by itself: the class is an argument.
+            return types.MethodType(self, owner)
         # With the owner, so that they go together. Around its `__setattr__`: this is nothing that Keras should track.
         held = vars(owner).get(_METHODS)
         if held is None or held.owner is not owner:

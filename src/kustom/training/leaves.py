@@ -16,9 +16,21 @@ from typing import Any
 import keras
 import numpy as np
 
+from kustom.backends import current
 from kustom.errors import DataError
 
-__all__ = ["as_array", "cast", "class_weights", "family", "final_dtype", "is_array", "is_mapped", "of_module"]
+__all__ = [
+    "as_array",
+    "cast",
+    "class_weights",
+    "family",
+    "final_dtype",
+    "is_array",
+    "is_mapped",
+    "of_module",
+    "refuse_unheld",
+    "unheld",
+]
 
 
 def of_module(cls: type, *roots: str, name: str | None = None) -> bool:
@@ -82,8 +94,44 @@ def final_dtype(dtype: np.dtype) -> np.dtype:
 
 
 def cast(array: np.ndarray) -> np.ndarray:
-    """An array in the dtype that a step gets; itself where it has that."""
+    """An array in the dtype that a step gets; itself where it has that.
+
+    Raises:
+        DataError: A tensor cannot hold its numbers.
+    """
+    refuse_unheld(array)
     return array.astype(final_dtype(array.dtype), copy=False)
+
+
+def refuse_unheld(array: np.ndarray) -> None:
+    """Refuse integers that a tensor cannot hold.
+
+    Raises:
+        DataError: It is so.
+    """
+    if reason := unheld(array):
+        raise DataError(f"the data is {reason}")
+
+
+def unheld(array: np.ndarray) -> str:
+    """Why a tensor cannot hold the integers of an array, and what to do; empty if it can.
+
+    JAX would cut them off without a word.
+    """
+    if array.dtype.kind not in "iu" or array.dtype.itemsize < 8:
+        return ""
+    held, backend = current().integers(array.dtype), keras.backend.backend()
+    if held is None:
+        return f"an array of {array.dtype}, of which {backend} has no tensors. Give it as int64."
+    if held == array.dtype or not array.size:
+        return ""
+    least, most = int(array.min()), int(array.max())
+    if np.iinfo(held).min <= least and most <= np.iinfo(held).max:
+        return ""
+    return (
+        f"an array of {array.dtype} with numbers from {least} to {most}, and the widest integers of {backend} are {held} here. "
+        "Number them, by `np.unique(..., return_inverse=True)`, give floats, or set JAX_ENABLE_X64=1."
+    )
 
 
 def as_array(x: Any, where: str, *, column: bool = False) -> np.ndarray:

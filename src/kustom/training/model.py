@@ -103,7 +103,7 @@ class Model(keras.Model):
         optimizer = cast(Any, self.optimizer)
         if optimizer is None:
             raise StepError("the model was compiled without an optimizer; give one to compile, or override train_step.")
-        with GradientTape() as tape:
+        with GradientTape(persistent=private.keeps_states(self)) as tape:
             y_pred = private.forward(self, x, training=True)
             loss = private.total_loss(self, x, y, y_pred, sample_weight, training=True)
             private.loss_tracker(self).update_state(loss, sample_weight=_samples(x))

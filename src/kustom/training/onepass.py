@@ -23,10 +23,15 @@ __all__ = ["OnePass"]
 
 
 class OnePass(Stream):
-    """An iterator: an epoch goes on where the last one, or the last source over it, has ended."""
+    """An iterator: an epoch goes on where the last one, or the last source over it, has ended.
 
-    def __init__(self, what: str, iterator: Iterator[Any], **options: Any) -> None:
+    Args:
+        trains: Whether it is what is trained on, and not measured by.
+    """
+
+    def __init__(self, what: str, iterator: Iterator[Any], *, trains: bool = True, **options: Any) -> None:
         super().__init__(what, **options)
+        self._trains = trains
         self._iterator = iterator
         self._tap = _Tap.of(iterator)
         self._lock = self._tap.lock
@@ -59,10 +64,11 @@ class OnePass(Stream):
             )
         if self._steps is not None or not self._given:
             self.ended = True
-            wanted = f"{self._given} of {self._steps} batches in this epoch" if self._steps else "nothing for another epoch"
+            where = "training ends here" if self._trains else "what they measure is reported"
+            of = "this epoch" if self._trains else "this evaluation"
+            wanted = f"{self._given} of {self._steps} batches in {of}" if self._steps else "nothing for another epoch"
             warnings.warn(
-                f"{self._what} ended, with {wanted}; training ends here. Give one that lasts for all epochs, "
-                "or what can be iterated anew.",
+                f"{self._what} ended, with {wanted}; {where}. Give one that lasts for all epochs, or what can be iterated anew.",
                 DataWarning,
                 stacklevel=2,
             )

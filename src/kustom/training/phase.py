@@ -181,15 +181,16 @@ class _Means:
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
-        self._samples = 0
+        # Of each by itself: a step may return a value for batches of some shape only.
+        self._samples: dict[str, int] = {}
 
     def add(self, sums: dict[str, float], batches: int, size: int) -> None:
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + value * size
-        self._samples += batches * size
+            self._samples[name] = self._samples.get(name, 0) + batches * size
 
     def values(self) -> dict[str, float]:
-        return {name: value / self._samples for name, value in self._sums.items()} if self._samples else {}
+        return {name: value / self._samples[name] for name, value in self._sums.items() if self._samples[name]}
 
 
 class Pass:

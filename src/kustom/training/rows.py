@@ -15,7 +15,7 @@ import numpy as np
 
 from kustom.errors import DataError
 from kustom.training.ahead import Ahead, Chunk
-from kustom.training.leaves import cast, class_weights, final_dtype, is_mapped
+from kustom.training.leaves import cast, class_weights, final_dtype, is_mapped, refuse_unheld
 from kustom.training.source import Block, Source
 
 __all__ = ["Chunked", "Order", "Resident", "Shuffle", "Weights", "weigh", "weighted"]
@@ -173,6 +173,7 @@ class Chunked(_Arrays):
                 _gather(data, flat, part)
             else:
                 part[...] = data[flat[0] : flat[-1] + 1]
+            refuse_unheld(into[:count])
             read.append(into)
         if self._weights is not None:
             weigh(read, self._weights, count, axes=2)

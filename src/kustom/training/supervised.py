@@ -119,7 +119,7 @@ class Supervised:
         if self._accumulation is not None:
             self._accumulate(self._accumulation, x, y, sample_weight)
             return
-        with GradientTape() as tape:
+        with GradientTape(persistent=private.keeps_states(self.model)) as tape:
             y_pred = self._called(x, training=True)
             loss = _total(*self._losses(x, y, y_pred, sample_weight))
             scaled = self.optimizer.scale_loss(loss)
@@ -300,8 +300,16 @@ class _Others(keras.metrics.Metric):
             if not getattr(metric, "built", True):
                 continue
             result = metric.result()
-            results |= result if isinstance(result, dict) else {_free(metric.name, results): result}
+            results |= _flat(result) if isinstance(result, dict) else {_free(metric.name, results): result}
         return results
+
+
+def _flat(results: dict[str, Any]) -> dict[str, Any]:
+    """Of metrics that have several results each, as `fit` reports them: under their own names."""
+    flat: dict[str, Any] = {}
+    for name, result in results.items():
+        flat |= _flat(result) if isinstance(result, dict) else {name: result}
+    return flat
 
 
 def _free(name: str, taken: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ __all__ = [
     "input_structure",
     "is_default",
     "is_functional",
+    "keeps_states",
     "layers_of",
     "mark_default",
     "metrics_of",
@@ -76,6 +77,14 @@ def sublayers_by_place(layer: keras.layers.Layer) -> dict[str, Any]:
 def descendants(layer: keras.layers.Layer) -> list[Any]:
     """The layers below `layer`, at any depth."""
     return list(layer._flatten_layers(include_self=False))
+
+
+def keeps_states(layer: keras.layers.Layer) -> bool:
+    """Whether a layer in it writes the states of one batch where it reads those of the next: a stateful recurrence.
+
+    On torch the gradient then needs a copy of what was read, which a tape has that is persistent.
+    """
+    return any(getattr(each, "stateful", False) for each in layer._flatten_layers())
 
 
 def functional_of(model: keras.Model) -> Any:

@@ -19,6 +19,7 @@ __all__ = [
     "has_value",
     "initialize",
     "is_assigned",
+    "is_given_another",
     "open_scope",
     "own",
     "own_value",
@@ -82,6 +83,23 @@ def put_all(variables: list[keras.Variable], values: list[Any]) -> None:
 def open_scope() -> keras.StatelessScope | None:
     """The stateless scope that is open now."""
     return get_stateless_scope()
+
+
+def is_given_another(variable: keras.Variable, around: keras.StatelessScope | None) -> bool:
+    """Whether `variable` has another value here than it has in the scope `around`: from one that was opened inside of that.
+
+    So `stateless_call` and a `keras.StatelessScope` hand a layer weights that are not its own. Scopes of kustom's own, which
+    derive from that class, stand for the variables themselves.
+    """
+    scope = get_stateless_scope()
+    if scope is None or scope is around or type(scope) is not keras.StatelessScope:
+        return False
+    given = scope.get_current_value(variable)
+    if given is None:
+        return False
+    outer = scope.original_scope
+    own = None if outer is None else outer.get_current_value(variable)
+    return given is not (variable._value if own is None else own)
 
 
 def uninitialized() -> list[keras.Variable]:

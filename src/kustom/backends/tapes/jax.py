@@ -97,6 +97,8 @@ class Recording:
         self._noticed: dict[int, list[Callable[[], None]]] = {}
         # id: (the variable, the tokens of its values as they were read)
         self._variables: dict[int, tuple[Any, list[int]]] = {}
+        # What variables that are not watched were read as. One that was made of another's value shares its array with it.
+        self._passed: dict[int, Any] = {}
 
     def start(self) -> None:
         """Record what this thread computes from now on."""
@@ -147,6 +149,8 @@ class Recording:
                 value = jnp.copy(value)
             token = None
         if token is None:
+            if self._passed and self._is_given() and (passed := self._passed.get(id(value))) is not None and passed() is value:
+                return value
             tokens.append(self._mark(value))
         return value
 
@@ -156,7 +160,10 @@ class Recording:
 
     def pass_by(self, value: Any) -> Any:
         """What the reader of a variable gets that is not watched: nothing flows through an assignment to it."""
-        if self.paused or self._token(value) is None or self._is_given():
+        if self.paused or self._is_given():
+            return value
+        if self._token(value) is None:
+            self._passed[id(value)] = weakref.ref(value)
             return value
         with self._outside():
             return jnp.copy(value)

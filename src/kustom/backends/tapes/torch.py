@@ -468,13 +468,17 @@ def pulled(f: Callable[..., Any], inputs: list[Any], variables: list[keras.Varia
     return _transformed(f, inputs, variables) if in_transform() else None
 
 
+class _Scope(keras.StatelessScope):
+    """The state of a function that is being differentiated, in the place of the variables."""
+
+
 def _transformed(f: Callable[..., Any], inputs: list[Any], variables: list[keras.Variable]) -> _Transformed:
     """By `torch.func`, with the variables' values as further arguments."""
     kept: list[Any] = []
 
     def pure(*values: Any) -> Any:
         state = list(zip(variables, values[len(inputs) :], strict=True))
-        with keras.StatelessScope(state, collect_losses=True):
+        with _Scope(state, collect_losses=True):
             targets, aux = f(list(values[: len(inputs)]))
         kept[:] = [aux]
         tensors = tuple(x for x in keras.tree.flatten(aux) if isinstance(x, torch.Tensor))
