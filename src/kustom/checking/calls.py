@@ -17,6 +17,7 @@ import numpy as np
 from keras import ops
 
 from kustom.backends import keras as private
+from kustom.checking import stepping
 
 
 def flat(x: Any) -> list[Any]:
@@ -33,13 +34,18 @@ def tensors(x: Any, dtype: str | None = None) -> Any:
     """Arrays as tensors, floating ones in `dtype` where that is given."""
 
     def one(leaf: Any) -> Any:
-        if isinstance(leaf, str | type(None)):
+        if isinstance(leaf, str | type(None)) or is_object(leaf):
             return leaf
         array = np.asarray(leaf)
         named = dtype if dtype is not None and array.dtype.kind == "f" else None
         return ops.convert_to_tensor(array, dtype=named)
 
     return keras.tree.map_structure(one, x)
+
+
+def is_object(x: Any) -> bool:
+    """Whether an argument is a part itself, such as the model and the optimizer of a training step."""
+    return callable(x) or (hasattr(x, "get_config") and not isinstance(x, keras.Variable))
 
 
 def arrays(x: Any) -> Any:
@@ -73,7 +79,7 @@ def call(subject: Any, instance: Any, *args: Any, **kwargs: Any) -> Any:
     if kind == "initializer":
         return instance(*args, **kwargs)
     if kind == "optimizer":
-        return trained_by(instance, *args)
+        return stepping.trained_by(instance, *args)
     return instance(*tensors(args), **kwargs)
 
 
@@ -88,31 +94,6 @@ def call_on_tensors(subject: Any, instance: Any, args: Any, **kwargs: Any) -> An
 
 def _takes_training(layer: Any) -> bool:
     return private.takes_training(layer) or isinstance(layer, keras.Model)
-
-
-def steps_for(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """What an optimizer is tried with: the first values of two variables, and their gradients in four steps."""
-    return rng.normal(size=(2, 3, 2)).astype("float32"), rng.normal(size=(4, 2, 3, 2)).astype("float32")
-
-
-def trained_by(optimizer: Any, first: np.ndarray | None = None, slopes: np.ndarray | None = None) -> list[np.ndarray]:
-    """Variables after some steps of a copy of an optimizer, on gradients that are always the same where none are given."""
-    other = type(optimizer).from_config(optimizer.get_config())
-    if first is None or slopes is None:
-        first, slopes = steps_for(np.random.default_rng(0))
-    variables = [keras.Variable(value) for value in first]
-    other.build(variables)
-    for step in slopes:
-        gradients = [ops.convert_to_tensor(slope) for slope in step]
-        if keras.backend.backend() != "jax":
-            other.apply(gradients, variables)
-            continue
-        # As fit does: one that decides by its gradients' values cannot assign there.
-        now = [v.value for v in variables], [v.value for v in other.variables]
-        for held, values in zip((variables, other.variables), other.stateless_apply(now[1], gradients, now[0]), strict=True):
-            for variable, value in zip(held, values, strict=True):
-                variable.assign(value)
-    return [arrays(v) for v in variables]
 
 
 def training_of(subject: Any) -> dict[str, Any]:

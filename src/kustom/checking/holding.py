@@ -15,7 +15,7 @@ from keras import ops
 from kustom.backends import keras as private
 from kustom.checking import calls
 
-__all__ = ["deeds", "model_with", "part_in", "trained"]
+__all__ = ["deeds", "has_own_step", "model_with", "part_in", "trained"]
 
 
 def model_with(subject: Any, part: Any, args: tuple[Any, ...]) -> keras.Model:
@@ -103,6 +103,11 @@ def trained(subject: Any, part: Any, args: tuple[Any, ...]) -> dict[str, Any]:
     model.fit(x, y, batch_size=max(len(inputs[0]) // 2, 1), verbose=cast(Any, 0))
     after = [calls.arrays(v) for m in metrics for v in m.variables]
     return {"metrics": not calls.same(before, after, units=0.0)}
+
+
+def has_own_step(cls: type) -> bool:
+    """Whether a class below Keras's own writes train_step."""
+    return any("train_step" in vars(base) for base in cls.__mro__ if not private.is_library(base.__module__))
 
 
 def _batch() -> tuple[np.ndarray, np.ndarray]:

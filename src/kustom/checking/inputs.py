@@ -16,7 +16,7 @@ import numpy as np
 from keras import ops
 
 from kustom.backends import keras as private
-from kustom.checking import calls
+from kustom.checking import calls, stepping
 from kustom.checking.domains import AT_ENDS, ENDS, INTEGERS, PAIRS, SAMPLES, Domain, Shape, draw
 from kustom.errors import SubjectError
 
@@ -56,7 +56,7 @@ class Inputs:
         rng = rng or self.subject.rng("inputs")
         assert rng is not None
         if self.subject.kind == "optimizer":
-            return calls.steps_for(rng)
+            return stepping.steps_for(rng)
         if self.given is not None:
             return tuple(_resized(_as_arrays(x), batch) for x in self.given)
         kind = self.subject.kind
@@ -374,14 +374,19 @@ def _described(candidate: tuple[tuple[Any, str], ...]) -> str:
 
 
 def _as_arrays(x: Any) -> Any:
-    return calls.mapped(lambda leaf: ops.convert_to_numpy(leaf) if ops.is_tensor(leaf) else np.asarray(leaf), x)
+    def one(leaf: Any) -> Any:
+        if calls.is_object(leaf):
+            return leaf
+        return ops.convert_to_numpy(leaf) if ops.is_tensor(leaf) else np.asarray(leaf)
+
+    return calls.mapped(one, x)
 
 
 def _resized(x: Any, batch: int) -> Any:
     """Arrays with as many rows as asked for, repeated where there are too few; what has no rows stays."""
 
     def one(array: np.ndarray) -> np.ndarray:
-        if array.ndim == 0 or array.shape[0] == batch:
+        if calls.is_object(array) or array.ndim == 0 or array.shape[0] == batch:
             return array
         return np.resize(array, (batch, *array.shape[1:]))
 

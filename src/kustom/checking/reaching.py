@@ -1,7 +1,9 @@
-"""Which layers the attributes of a layer reach, wherever they stand: in lists in lists, dicts, sets, or plain objects."""
+"""Which layers the attributes of a layer reach, wherever they stand: in lists in lists, dicts, sets, objects, or functions."""
 
 from __future__ import annotations
 
+import inspect
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,6 +48,11 @@ def _walk(value: Any, path: str, seen: set[int], depth: int) -> Iterator[tuple[s
     elif isinstance(value, list | tuple | set | frozenset):
         for index, held in enumerate(value):
             yield from _walk(held, f"{path}[{index}]", seen, depth + 1)
+    elif isinstance(value, types.FunctionType):
+        # A lambda or an inner function, which holds what it uses of the function around it.
+        cells = inspect.getclosurevars(value).nonlocals if value.__closure__ else {}
+        for name, held in cells.items():
+            yield from _walk(held, f"{path}<{name}>", seen, depth + 1)
     elif hasattr(value, "__dict__") and not private.is_of_library(value) and not callable(value):
         for name, held in list(vars(value).items()):
             yield from _walk(held, f"{path}.{name}", seen, depth + 1)

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kustom.checking import calls
+from kustom.checking import calls, stepping
 from kustom.checking.making import parameters_of, settings_in
 from kustom.errors import SubjectError
 
@@ -101,7 +101,7 @@ def matters(subject: Any, made: Any) -> bool:
     """Whether a part made with another setting is seen to be another: by its weights, its losses, or what it gives."""
     part = subject.make()
     if subject.kind == "optimizer":
-        return not calls.same(calls.trained_by(part), calls.trained_by(made))
+        return not calls.same(stepping.trained_by(part), stepping.trained_by(made))
     args = subject.inputs.arguments()
     ours, theirs = (calls.outputs_of(subject, each, *args) for each in (part, made))
     if subject.kind in ("layer", "model"):

@@ -21,7 +21,7 @@ from kustom.backends import keras as private
 from kustom.errors import GradientError, GradientWarning, TapeError, hide_frames
 from kustom.gradients.applying import gradients_of
 
-__all__ = ["GradientTape", "is_recorded"]
+__all__ = ["GradientTape", "is_recorded", "warning_again"]
 
 
 class _Open(threading.local):
@@ -361,6 +361,17 @@ def _packed(structure: Any, flat: list[Any]) -> Any:
 
 
 _warned = False
+
+
+@contextlib.contextmanager
+def warning_again() -> Iterator[None]:
+    """Inside, what is said once of sums is said as if it had not been, and it counts for nothing afterwards."""
+    global _warned
+    before, _warned = _warned, False
+    try:
+        yield
+    finally:
+        _warned = before
 
 
 def _warn_of_sums(targets: list[Any], sources: list[Any]) -> None:

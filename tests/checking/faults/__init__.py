@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 FAMILIES = (
     *("configs", "files", "shaped", "losses", "slopes", "numeric", "drawn", "modal", "traced", "trained", "counted"),
-    "backends",
+    *("backends", "optimizing"),
 )
 
 

@@ -234,12 +234,38 @@ class GetsATuple(keras.layers.Layer):
         return x * self.scale
 
 
+@register
+class LayerInALambda(keras.layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        dense = keras.layers.Dense(4)
+        self.branch = lambda x: ops.relu(dense(x))
+
+    def call(self, x):
+        return x + self.branch(x)
+
+
+@register
+class LayerBesideALambda(keras.layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = keras.layers.Dense(4)
+        self.branch = lambda x: ops.relu(self.dense(x))
+
+    def build(self, input_shape):
+        self.dense.build(input_shape)
+
+    def call(self, x):
+        return x + self.branch(x)
+
+
 PAIRS = [
     ("C103", ForgetsItsChildren, BuildsItsChildren),
     ("C103", ForgetsOneOfTwo, BuildsBoth),
     ("C103", SavesHalf, SavesAll),
     ("C109", GridFilledLate, GridFilledFirst),
     ("C109", LayerInAnObject, LayerInAnAttribute),
+    ("C109", LayerInALambda, LayerBesideALambda),
     ("C109", tied(), TiedByOneName(keras.layers.Dense(4))),
     ("S209", ConcatenatesShapes, TakesTheLastSize),
     ("S209", KeysByShape, KeysByTuple),

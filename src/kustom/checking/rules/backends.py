@@ -18,7 +18,7 @@ import numpy as np
 from keras import ops
 
 from kustom.backends import keras as private
-from kustom.checking import calls, doubles, steadiness, varying
+from kustom.checking import calls, doubles, holding, steadiness, stepping, varying
 from kustom.checking.finding import Measured, Undecided, shown
 from kustom.checking.processes import POOL, Answer
 from kustom.checking.rules import rule
@@ -26,6 +26,8 @@ from kustom.checking.subjects import CALL, Subject
 from kustom.errors import SubjectError
 
 _OF_THE_PART = (NameError, AttributeError, NotImplementedError, RecursionError, ImportError)
+# A tensor made while tracing that lived on, on each backend, and one that is asked for an array while it is differentiated.
+_WRONG_TENSORS = ("on the expected device", "UnexpectedTracerError", "is out of scope", "Can't call numpy()")
 _WRONG_CALLS = (
     "argument",
     "__jax_array__",
@@ -35,7 +37,22 @@ _WRONG_CALLS = (
 )
 # Keras's word for a layer that makes sublayers or weights in its call.
 _LATE_STATE = "cannot add new elements of state"
-_MEND_LATE_STATE = "Make sublayers and weights in __init__ or build, each once: not in call, and not a second time in build."
+_MEND_KEPT = (
+    "A tensor that one call kept in an attribute is used in the next, which may be traced: keep state in a weight, "
+    "self.add_weight(shape=..., trainable=False), and assign that."
+)
+# What mends a part that fails with these words of Keras or a backend.
+_MENDS = {
+    _LATE_STATE: "Make sublayers and weights in __init__ or build, each once: not in call, and not a second time in build.",
+    "__jax_array__": "Make a tensor of a Variable first: keras.ops.convert_to_tensor(v); JAX's functions take no Variable.",
+    "'ResourceVariable' object has no": "On TensorFlow update_step is given TensorFlow's own variable, which has no path: "
+    "find what belongs to it by self._get_variable_index(variable).",
+    "on the expected device": _MEND_KEPT,
+    "UnexpectedTracerError": _MEND_KEPT,
+    "is out of scope": _MEND_KEPT,
+    "Can't call numpy()": "Compute with keras.ops: a tensor's .numpy() ends its gradient, and fails where the call is compiled.",
+    "Unknown variable:": "Call super().build(variables) in build, which tells Keras what the optimizer is for.",
+}
 _MEND_CONSTRUCTOR = "Mend what its constructor raises; what it needs besides is said by an example in __kustom__."
 
 
@@ -67,11 +84,34 @@ def runs_on_every_backend(subject: Subject, backend: str) -> Iterator[Measured |
     if isinstance(answer, str):
         yield Undecided(answer)
         return
+    if not answer.broken and not answer.error:
+        yield from _fits_elsewhere(subject, backend)
     yield from unanswered(
         answer,
         f"it runs on {keras.backend.backend()} and fails on {backend}",
         expected="a result",
         reproducer=f"# KERAS_BACKEND={backend} python\n" + subject.reproducer(*(_STEP if subject.kind == "optimizer" else (CALL,))),
+    )
+
+
+def _fits_elsewhere(subject: Subject, backend: str) -> Iterator[Measured | Undecided]:
+    """A training step of a model's own, if it has one and fit runs here."""
+    if subject.kind != "model" or not holding.has_own_step(type(subject.instance())):
+        return
+    args = subject.inputs.arguments()
+    try:
+        subject.once("fits", lambda: holding.trained(subject, doubles.copy_or_itself(subject), args))
+    except Exception:
+        # Whatever its step raises here is said by T406 and T407.
+        return
+    answer = POOL.ask(backend, "trained", recipe_of(subject), args=args)
+    yield from unanswered(
+        answer,
+        f"fit runs on {keras.backend.backend()} and fails on {backend}",
+        expected="a step",
+        mend="Derive it from kustom.Model, whose train_step(self, data) is the same on every backend, with kustom.GradientTape.",
+        reproducer=f"# KERAS_BACKEND={backend} python\n"
+        + subject.reproducer("y = keras.ops.zeros_like(part(x))", "part.compile('sgd', 'mse'); part.fit(x, y)"),
     )
 
 
@@ -92,6 +132,8 @@ def agrees_on_every_backend(subject: Subject, backend: str) -> Iterator[Measured
     """The outputs elsewhere are those here, within what float32 allows for numbers that are rounded on the way."""
     here = keras.backend.backend()
     if backend == here:
+        if subject.kind == "optimizer":
+            yield from _applies_alike(subject)
         return
     answer = subject.once(f"on {backend}", lambda: _elsewhere(subject, backend))
     if isinstance(answer, str):
@@ -127,6 +169,9 @@ def agrees_on_every_backend(subject: Subject, backend: str) -> Iterator[Measured
             continue
         apart = calls.apart(mine, other)
         if not np.all(apart <= noise):
+            if subject.kind in ("layer", "model") and not _copied_here(subject, args, ours):
+                yield Undecided("a copy of it with the same weights gives something else here, too: see C102 and C109")
+                return
             at = int(np.argmax(np.where(np.isnan(apart), np.inf, apart) - noise))
             yield Measured(
                 f"the output is {shown(float(other.flat[at]))} on {backend} and {shown(float(mine.flat[at]))} on {here}",
@@ -137,6 +182,40 @@ def agrees_on_every_backend(subject: Subject, backend: str) -> Iterator[Measured
                 ),
             )
             return
+
+
+def _copied_here(subject: Subject, args: tuple[Any, ...], ours: list[Any]) -> bool:
+    """Whether a copy with the same weights gives the same in this process: else what another gives says nothing of backends."""
+    copy = doubles.copy_or_itself(subject)
+    calls.call(subject, copy, *args)
+    mine, theirs = calls.float_variables(subject.instance()), calls.float_variables(copy)
+    if [v.shape for v in mine] != [v.shape for v in theirs]:
+        return False
+    for variable, other in zip(mine, theirs, strict=True):
+        other.assign(variable)
+    return calls.same(ours, calls.outputs_of(subject, copy, *args))
+
+
+def _applies_alike(subject: Subject) -> Iterator[Measured]:
+    """On TensorFlow fit calls an optimizer's `apply_gradients`, elsewhere its `apply`."""
+    written = [base for base in type(subject.instance()).__mro__ if not private.is_library(base.__module__)]
+    if not any("apply_gradients" in vars(base) for base in written) or steadiness.draws(subject):
+        return
+    args = subject.inputs.arguments()
+    by_apply, by_pairs = (stepping.trained_by(subject.instance(), *args, by_pairs=by_pairs) for by_pairs in (False, True))
+    if not calls.same(by_apply, by_pairs):
+        _, a, b = calls.worst(by_apply, by_pairs)
+        yield Measured(
+            f"apply_gradients, by which fit steps on TensorFlow, makes a weight {shown(b)}; apply, as elsewhere, {shown(a)}",
+            got=shown(b),
+            expected=shown(a),
+            mend="Override apply(grads, trainable_variables), which apply_gradients calls, and not apply_gradients.",
+            reproducer=subject.reproducer(
+                _STEP[0],
+                "part.build([w]); part.apply_gradients([(keras.ops.convert_to_tensor(np.eye(3, 2)), w)])",
+                "print(w.value)",
+            ),
+        )
 
 
 @rule(
@@ -247,10 +326,7 @@ def _runs_here(subject: Subject) -> Iterator[Measured | Undecided]:
         return
     except Exception as error:
         # Whatever a constructor raises.
-        yield failed(subject, error, "it cannot be made", mend=_MEND_CONSTRUCTOR)
-        return
-    if subject.kind == "optimizer":
-        yield from _steps_here(subject, instance)
+        yield failed(subject, error, "it cannot be made", shows=("print(part)",), mend=_MEND_CONSTRUCTOR)
         return
     try:
         args = subject.inputs.arguments()
@@ -261,24 +337,12 @@ def _runs_here(subject: Subject) -> Iterator[Measured | Undecided]:
         refuse_foreign(calls.call(subject, instance, *args))
     except Exception as error:
         # As above.
-        if subject.inputs.user_given or subject.kind not in ("loss", "metric", "layer", "model") or of_the_part(error):
+        if subject.kind == "optimizer":
+            yield failed(subject, error, "it fails when it makes a step", shows=_STEP)
+        elif subject.inputs.user_given or subject.kind not in ("loss", "metric", "layer", "model") or of_the_part(error):
             yield failed(subject, error, "it fails when called", args)
         else:
             yield Undecided(f"the inputs made for it are refused: {one_line(error)}; give inputs=")
-
-
-def _steps_here(subject: Subject, optimizer: Any) -> Iterator[Measured | Undecided]:
-    try:
-        copy = type(optimizer).from_config(optimizer.get_config())
-    except Exception as error:
-        # Whatever a config raises: C101 and C102 say so.
-        yield Undecided(f"a copy of it is what is tried, and its config fails: {one_line(error)}")
-        return
-    try:
-        refuse_foreign(calls.call(subject, copy, *subject.inputs.arguments()))
-    except Exception as error:
-        # Whatever its step raises.
-        yield failed(subject, error, "it fails when it makes a step", shows=_STEP)
 
 
 def _without_inputs(subject: Subject, why: SubjectError) -> Iterator[Measured | Undecided]:
@@ -303,7 +367,8 @@ def refuse_foreign(outputs: Any) -> None:
 
 def of_the_part(error: BaseException) -> bool:
     """Whether an error is the part's whatever it was called with."""
-    if isinstance(error, _OF_THE_PART) or _LATE_STATE in str(error):
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, _OF_THE_PART) or any(text in said for text in (_LATE_STATE, *_WRONG_TENSORS)):
         return True
     return isinstance(error, TypeError) and any(text in str(error) for text in _WRONG_CALLS)
 
@@ -318,7 +383,7 @@ def failed(
         input=", ".join(f"{shown(getattr(x, 'shape', x))}" for x in args if not isinstance(x, list)),
         got=one_line(error),
         expected="a result",
-        mend=mend or (_MEND_LATE_STATE if _LATE_STATE in str(error) else ""),
+        mend=mend or _not_written(error) or _mend_of(f"{type(error).__name__}: {error}"),
         place=place,
         reproducer=subject.reproducer(
             *(shows or (CALL if not args else f"part({', '.join(f'x{i}' for i in range(len(args)))})",)),
@@ -327,13 +392,28 @@ def failed(
     )
 
 
-def unanswered(answer: Answer, what: str, expected: str = "", reproducer: str = "") -> Iterator[Measured | Undecided]:
+def _mend_of(text: str) -> str:
+    return next((mend for said, mend in _MENDS.items() if said in text), "")
+
+
+def _not_written(error: BaseException) -> str:
+    """The mend where Keras calls a method that a subclass has to write."""
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    if not isinstance(error, NotImplementedError) or str(error) or not last or f"{os.sep}keras{os.sep}" not in last[0].filename:
+        return ""
+    return f"Write {last[0].name}, which Keras calls and which it has not."
+
+
+def unanswered(
+    answer: Answer, what: str, expected: str = "", reproducer: str = "", mend: str = ""
+) -> Iterator[Measured | Undecided]:
     """What there is to say where a part failed in another process, or where that ended; nothing where it answered."""
     if answer.broken:
         yield Undecided(answer.broken)
     elif answer.error:
         message = f"{what}: {answer.error}"
-        yield Measured(message, got=answer.error, expected=expected, place=answer.place, reproducer=reproducer)
+        mend = mend or _mend_of(answer.error)
+        yield Measured(message, got=answer.error, expected=expected, place=answer.place, reproducer=reproducer, mend=mend)
 
 
 def line_of(error: BaseException) -> str:

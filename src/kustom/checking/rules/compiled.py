@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from kustom.backends import keras as private
-from kustom.checking import calls, doubles, holding, steadiness
+from kustom.checking import calls, doubles, holding, steadiness, stepping
 from kustom.checking.finding import Measured, Undecided, shown
 from kustom.checking.processes import POOL
 from kustom.checking.rules import rule
@@ -19,6 +19,9 @@ from kustom.checking.rules.backends import failed, unanswered
 from kustom.checking.subjects import CALL, Subject
 from kustom.errors import EagerWarning, SubjectError, TracerWarning
 from kustom.training.function import function
+
+# Before a step of an optimizer.
+_WEIGHT = ("w = keras.Variable(np.ones((3, 2)))", "part.build([w])")
 
 
 @rule(
@@ -45,6 +48,7 @@ def compiled_is_eager(subject: Subject, variant: str) -> Iterator[Measured | Und
             yield written
             return
     if subject.kind == "optimizer":
+        yield from _steps_compiled(subject)
         return
     if subject.kind == "metric" and not subject.is_function:
         yield from _updates_compiled(subject)
@@ -71,7 +75,7 @@ def compiled_is_eager(subject: Subject, variant: str) -> Iterator[Measured | Und
                 return
 
 
-def _run(subject: Subject, compiled: Any, args: tuple[Any, ...]) -> Any:
+def _run(subject: Subject, compiled: Any, args: tuple[Any, ...], shows: tuple[str, ...] = ()) -> Any:
     """What a compiled function gives; the finding, where there is no program of it."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -79,14 +83,17 @@ def _run(subject: Subject, compiled: Any, args: tuple[Any, ...]) -> Any:
             made = compiled(*calls.tensors(args))
         except Exception as error:
             # Whatever it raises while it is traced.
-            return failed(subject, error, "it cannot be compiled", shows=("import kustom", f"kustom.function(lambda: {CALL})()"))
+            shows = shows or ("import kustom", f"kustom.function(lambda: {CALL})()")
+            return failed(subject, error, "it cannot be compiled", shows=shows)
     refused = [w for w in said if issubclass(w.category, EagerWarning | TracerWarning)]
     if not refused:
         return made
     text = " ".join(str(refused[0].message).split())
     # What was compiled is of this file; what refuses stands in the user's.
     text = text.partition("runs without being compiled: ")[2] or text
-    return Measured(f"it cannot be compiled: {text[:200]}", got=text[:300], expected="a program", reproducer=_compile(subject))
+    return Measured(
+        f"it cannot be compiled: {text[:200]}", got=text[:300], expected="a program", reproducer=_compile(subject, shows)
+    )
 
 
 def _written(subject: Subject) -> Measured | None:
@@ -102,7 +109,7 @@ def _written(subject: Subject) -> Measured | None:
         # Whatever it raises for a second call: what it raises for one is B601's, and of its config C102's.
         return None
     before, after = seen[1:]
-    changed = [name for name, value in after.items() if name not in before or not _alike(before[name], value)]
+    changed = [name for name, value in after.items() if name not in before or not alike(before[name], value)]
     if not changed:
         return None
     name = changed[0]
@@ -111,9 +118,9 @@ def _written(subject: Subject) -> Measured | None:
         got=f"{shown(before.get(name))}, then {shown(after[name])}",
         expected="a variable, or nothing",
         mend=f"Keep {name} in a variable, and assign that.",
-        reproducer=subject.reproducer(f"{CALL}; print(part.{name}); {CALL}; print(part.{name})")
-        if subject.kind != "optimizer"
-        else "",
+        reproducer=subject.reproducer(
+            *(_WEIGHT if subject.kind == "optimizer" else ()), f"{CALL}; print(part.{name}); {CALL}; print(part.{name})"
+        ),
     )
 
 
@@ -122,7 +129,8 @@ def _updater(subject: Subject, part: Any) -> Any:
     if subject.kind == "optimizer":
         variables = [keras.Variable(np.ones((3, 2), "float32"))]
         part.build(variables)
-        return lambda: part.apply([ops.full((3, 2), 0.5)], variables)
+        step = stepping.stepper(part, variables)
+        return lambda: step([np.full((3, 2), 0.5, "float32")])
     args = calls.tensors(subject.inputs.arguments())
     return (lambda: calls.update(part, *args)) if subject.kind == "metric" else lambda: calls.call(subject, part, *args)
 
@@ -131,7 +139,7 @@ def _held(part: Any) -> dict[str, Any]:
     """Numbers, text and tensors in the attributes of a part that is no layer, and how long its lists and dicts are."""
     found = {}
     for name, value in list(vars(part).items()):
-        if name.startswith("_") or isinstance(value, keras.Variable):
+        if private.is_internal(part, name) or isinstance(value, keras.Variable):
             continue
         found |= _state(name, value)
         if isinstance(value, dict):
@@ -162,6 +170,29 @@ def _updates_compiled(subject: Subject) -> Iterator[Measured | Undecided]:
         )
 
 
+def _steps_compiled(subject: Subject) -> Iterator[Measured | Undecided]:
+    """Four steps of an optimizer, each a program, beside four that are not."""
+    if steadiness.draws(subject):
+        yield Undecided("it draws random numbers, or changes from call to call, and otherwise when it is compiled")
+        return
+    optimizer, (first, slopes) = subject.instance(), subject.inputs.arguments()
+    expected = stepping.trained_by(optimizer, first, slopes)
+    other, variables = stepping.copied(optimizer), [keras.Variable(value) for value in first]
+    other.build(variables)
+    compiled = function(lambda *gradients: other.apply(list(gradients), variables))
+    shows = (*_WEIGHT, "import kustom", "kustom.function(lambda: part.apply([keras.ops.full((3, 2), 0.5)], [w]))()")
+    for gradients in slopes:
+        made = _run(subject, compiled, tuple(gradients), shows)
+        if isinstance(made, Measured):
+            yield made
+            return
+    got = [calls.arrays(v) for v in variables]
+    if not calls.same(expected, got, units=512.0):
+        _, a, b = calls.worst(expected, got)
+        message = f"after {len(slopes)} compiled steps a weight is {shown(b)}, after eager ones {shown(a)}"
+        yield Measured(message, got=shown(b), expected=shown(a), reproducer=subject.reproducer(*shows, "print(w.value)"))
+
+
 def _compiler(part: Any) -> str | None:
     """A graph alone where a layer says that XLA has not its operations, as fit does; else what is usual."""
     layers = [part, *private.descendants(part)] if isinstance(part, keras.layers.Layer) else []
@@ -169,7 +200,9 @@ def _compiler(part: Any) -> str | None:
     return "graph" if on_graph else None
 
 
-def _compile(subject: Subject) -> str:
+def _compile(subject: Subject, shows: tuple[str, ...] = ()) -> str:
+    if shows:
+        return subject.reproducer(*shows)
     return subject.reproducer("import kustom", f"print(kustom.function(lambda: {CALL})(), {CALL})")
 
 
@@ -193,11 +226,11 @@ def state_survives_compilation(subject: Subject) -> Iterator[Measured | Undecide
     mode = {"training": True} if private.takes_training(part) else {}
     for _ in range(2):
         part(*calls.tensors(args), **mode)
-    before = _attributes(part)
+    before = attributes(part)
     part(*calls.tensors(args), **mode)
-    after = _attributes(part)
+    after = attributes(part)
     for name, value in after.items():
-        if name not in before or not _alike(before[name], value):
+        if name not in before or not alike(before[name], value):
             yield Measured(
                 f"its call writes the attribute {name}, which is no variable",
                 got=f"{shown(before.get(name))}, then {shown(value)}",
@@ -225,7 +258,7 @@ def state_survives_compilation(subject: Subject) -> Iterator[Measured | Undecide
         yield Measured(message, got=shown(b), expected=shown(a))
 
 
-def _attributes(part: Any) -> dict[str, Any]:
+def attributes(part: Any) -> dict[str, Any]:
     """Numbers, text, lists of them and tensors in the attributes of a layer and those below it."""
     found = {}
     for layer in [part, *private.descendants(part)]:
@@ -255,7 +288,8 @@ def _is_tracked(each: Any) -> bool:
     return hasattr(each, "variables") or isinstance(each, keras.Variable)
 
 
-def _alike(a: Any, b: Any) -> bool:
+def alike(a: Any, b: Any) -> bool:
+    """Whether an attribute is what it was."""
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return a.shape == b.shape and np.array_equal(a, b)
     return type(a) is type(b) and a == b

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,7 @@ import keras
 import numpy as np
 
 from kustom.backends import keras as private
-from kustom.checking import calls, steadiness, varying
+from kustom.checking import calls, steadiness, stepping, varying
 from kustom.checking.finding import Measured, Undecided, shown
 from kustom.checking.making import parameters_of
 from kustom.checking.rules import rule
@@ -19,6 +20,7 @@ from kustom.checking.rules.backends import failed, one_line
 from kustom.checking.subjects import CALL, Subject
 from kustom.errors import SubjectError
 
+_REFUSED = re.compile(r"unexpected keyword argument '(\w+)'")
 # Keras's own arguments, which its base classes save.
 _OF_KERAS = ("name", "dtype", "trainable", "reduction", "autocast", "activity_regularizer")
 
@@ -104,7 +106,14 @@ def config_makes_the_same_part(subject: Subject) -> Iterator[Measured | Undecide
         except Exception as error:
             # Whatever a config raises.
             what = "from_config(get_config()) fails" + (f" for another {name}" if name else "")
-            yield failed(subject, error, what, shows=("type(part).from_config(part.get_config())",))
+            refused = _REFUSED.search(str(error)) if isinstance(error, TypeError) else None
+            yield failed(
+                subject,
+                error,
+                what,
+                shows=("type(part).from_config(part.get_config())",),
+                mend=_mend_refused(part, refused[1]) if refused else "",
+            )
             return
         try:
             found = _difference(subject, part, made)
@@ -132,15 +141,22 @@ def config_makes_the_same_part(subject: Subject) -> Iterator[Measured | Undecide
             return
 
 
+def _mend_refused(part: Any, name: str) -> str:
+    bases = [base for base in type(part).__mro__ if private.is_library(base.__module__) and base is not object]
+    if any(name in parameters_of(base) for base in bases):
+        return "Take **kwargs in __init__, and hand them on: super().__init__(**kwargs); the config has Keras's own, too."
+    return f"Name each entry of the config as the constructor's argument is named: {name!r} is none."
+
+
 def _difference(subject: Subject, part: Any, made: Any) -> tuple[str, str, str] | None:
     ours, theirs = _text(part.get_config()), _text(made.get_config())
     if ours != theirs:
         return "has another config", theirs[:200], ours[:200]
+    if steadiness.draws(subject):
+        return None
     if subject.kind == "optimizer":
-        before, after = calls.trained_by(part), calls.trained_by(made)
+        before, after = stepping.trained_by(part), stepping.trained_by(made)
     else:
-        if steadiness.draws(subject):
-            return None
         args = subject.inputs.arguments()
         before = calls.outputs_of(subject, part, *args)
         if not calls.same(before, calls.outputs_of(subject, part, *args)):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,12 +13,13 @@ import numpy as np
 from keras import ops
 
 from kustom.backends import keras as private
-from kustom.checking import calls, reaching, watching
+from kustom.checking import calls, holding, reaching, steadiness, stepping, watching
 from kustom.checking.finding import Measured, Undecided, shown
-from kustom.checking.rules import rule
+from kustom.checking.rules import compiled, rule
 from kustom.checking.rules.backends import failed
-from kustom.checking.subjects import Subject
-from kustom.errors import SubjectError
+from kustom.checking.subjects import CALL, Subject
+from kustom.errors import GradientWarning, SubjectError
+from kustom.gradients.tape import GradientTape, warning_again
 
 STEPS = 40
 
@@ -25,8 +29,8 @@ _FITS = ("y = keras.ops.ones_like(part(x))", "part.compile('adam', 'mse'); part.
 
 @rule(
     "T406",
-    kinds=("model",),
-    asserts="It trains: the loss falls on a toy problem that it can learn.",
+    kinds=("model", "optimizer"),
+    asserts="It trains: the loss falls on a toy problem; an optimizer steps down, by the learning rate that it has.",
     why="A model whose gradient is cut off somewhere compiles, fits, reports a loss, and learns nothing.",
     example="""
         def call(self, x):
@@ -37,8 +41,17 @@ _FITS = ("y = keras.ops.ones_like(part(x))", "part.compile('adam', 'mse'); part.
 )
 def loss_falls(subject: Subject) -> Iterator[Measured | Undecided]:
     """Its targets are what another of it with other weights gives, so that it can learn them."""
+    if subject.kind == "optimizer":
+        if steadiness.draws(subject):
+            yield Undecided("it draws random numbers, or changes from call to call")
+            return
+        yield from _steps_down(subject)
+        return
     if subject.tagged("no_gradient"):
         yield Undecided("it is declared not to be differentiated")
+        return
+    if steadiness.draws(subject):
+        yield Undecided("its outputs are drawn, which no target can be learnt by")
         return
     made = _model_and_data(subject)
     if isinstance(made, Undecided):
@@ -68,12 +81,50 @@ def loss_falls(subject: Subject) -> Iterator[Measured | Undecided]:
         )
 
 
+def _steps_down(subject: Subject) -> Iterator[Measured | Undecided]:
+    """A loss that is linear, so that no step is too long, falls; and otherwise where another learning rate is assigned."""
+    optimizer = subject.instance()
+    first, slopes = subject.inputs.arguments()
+    slope = np.where(np.sum(first * slopes[0]) < 0, -1.0, 1.0).astype("float32") * slopes[0]
+    # One that decays its weights goes down this way, too; one that adds gradients up has taken a step in the end.
+    steps = np.stack([slope] * 4 * (getattr(optimizer, "gradient_accumulation_steps", None) or 1))
+    last = np.stack(stepping.trained_by(optimizer, first, steps))
+    fallen = float(np.sum((last - first) * slope))
+    show = ("w = keras.Variable(np.ones((3, 2)))", f"part.build([w]); {CALL}", "print(w.value)")
+    if not fallen < 0:
+        what = "moves nothing" if fallen == 0 else "goes up the gradient"
+        yield Measured(
+            f"in {len(steps)} steps it {what}",
+            got=f"a loss that changes by {shown(fallen)}",
+            expected="a loss that falls",
+            mend="Assign in update_step: self.assign_sub(variable, learning_rate * gradient); what it returns is not used.",
+            reproducer=subject.reproducer(*show),
+        )
+        return
+    if not isinstance(optimizer.learning_rate, keras.Variable):
+        return
+    other = stepping.copied(optimizer)
+    other.learning_rate = 0.5 * float(calls.arrays(optimizer.learning_rate))
+    if calls.same(last, np.stack(stepping.trained_by(other, first, steps)), units=0.0):
+        yield Measured(
+            "another learning_rate that is assigned to it changes nothing",
+            got="the same steps for half the learning rate",
+            expected="other steps",
+            mend="Step by the learning_rate that update_step is given: callbacks and users assign it, and a schedule moves it.",
+            reproducer=subject.reproducer("part.learning_rate = 0.0", *show),
+        )
+
+
 def _mse(model: Any, x: Any, y: Any) -> float:
     outputs = calls.flat(calls.arrays(model(*calls.tensors((x,)), training=False)))
     return float(sum(np.mean((a.astype("float64") - b) ** 2) for a, b in zip(outputs, calls.flat(y), strict=True)))
 
 
 def _model_and_data(subject: Subject) -> tuple[Any, Any, Any] | Undecided:
+    try:
+        inspect.signature(subject.instance().compile).bind(optimizer=None, loss=None, run_eagerly=None)
+    except TypeError:
+        return Undecided("its compile takes other things than an optimizer and a loss: check its step as a function")
     args = subject.inputs.arguments(batch=32)
     if len(args) != 1:
         return Undecided("it takes several arguments, which fit does not hand over")
@@ -113,7 +164,7 @@ def step_forgets_nothing(subject: Subject) -> Iterator[Measured | Undecided]:
     if subject.kind == "train_step":
         yield from _of_a_function(subject)
         return
-    if not _has_a_step(type(subject.instance())):
+    if not holding.has_own_step(type(subject.instance())):
         return
     made = _model_and_data(subject)
     if isinstance(made, Undecided):
@@ -124,6 +175,7 @@ def step_forgets_nothing(subject: Subject) -> Iterator[Measured | Undecided]:
     if not weights:
         return
     start = [np.asarray(calls.arrays(v)) for v in model.variables]
+    before = compiled.attributes(model)
 
     def fit() -> tuple[list[np.ndarray], dict[str, Any]]:
         for variable, value in zip(model.variables, start, strict=False):
@@ -140,7 +192,21 @@ def step_forgets_nothing(subject: Subject) -> Iterator[Measured | Undecided]:
         # Whatever a training step raises.
         yield failed(subject, error, "one step of fit fails")
         return
+    written = [
+        name
+        for name, value in compiled.attributes(model).items()
+        if name not in private.RESERVED[keras.Model] and not compiled.alike(before.get(name), value)
+    ]
+    if not calls.same(plain, again) and written:
+        yield Measured(
+            f"each step writes the attribute {written[0]}, which is no variable: two equal steps differ",
+            got=f"{shown(before.get(written[0]))}, then {shown(compiled.attributes(model)[written[0]])}",
+            expected="a variable, or nothing",
+            mend=f"Keep {written[0]} in a variable of the model or the optimizer, and clear it where it has been applied.",
+        )
+        return
     yield from _probed(weights, plain, again, lambda: fit()[0])
+    yield from _unmoved(model, x, y, start)
     loss = history.get("loss")
     shape = np.asarray(loss[0]).shape if loss else ()
     if shape:
@@ -158,24 +224,16 @@ def step_forgets_nothing(subject: Subject) -> Iterator[Measured | Undecided]:
     yield from _unreset(model)
 
 
-def _has_a_step(cls: type) -> bool:
-    """Whether a class below Keras's own writes train_step, or what stands for it."""
-    return any("train_step" in vars(base) for base in cls.__mro__ if not private.is_library(base.__module__) and not _is_ours(base))
-
-
-def _is_ours(base: type) -> bool:
-    return base.__module__.startswith("kustom.training")
-
-
 def _probed(weights: Any, plain: Any, again: Any, step: Any) -> Iterator[Measured | Undecided]:
     if not calls.same(plain, again):
-        yield Undecided("two equal steps differ, so that nothing shows what a regularizer would do")
+        yield Undecided("two equal steps differ: it carries something over (gradients, on torch without zero_grad), or draws")
         return
+    own = [variable.regularizer for variable in weights]
     for variable in weights:
         variable.regularizer = keras.regularizers.L2(10.0)
     regularized = step()
-    for variable in weights:
-        variable.regularizer = None
+    for variable, regularizer in zip(weights, own, strict=True):
+        variable.regularizer = regularizer
     if calls.same(plain, regularized):
         yield Measured(
             "a regularizer on its weights changes nothing: added losses are forgotten",
@@ -196,6 +254,28 @@ def _probed(weights: Any, plain: Any, again: Any, step: Any) -> Iterator[Measure
             expected="weights that keep it",
             mend="Apply gradients by optimizer.apply or apply_gradients, which apply constraints; not by assign_sub.",
         )
+
+
+def _unmoved(model: Any, x: Any, y: Any, start: list[np.ndarray]) -> Iterator[Measured]:
+    """After a step the weights that stayed, of which the loss has a gradient."""
+    stayed = [
+        v
+        for v, value in zip(model.variables, start, strict=False)
+        if v.trainable and v.shape and np.array_equal(value, np.asarray(calls.arrays(v)))
+    ]
+    with GradientTape() as tape:
+        outputs = calls.flat(model(*calls.tensors((x,)), training=True))
+        loss = sum(ops.mean(ops.square(a - ops.convert_to_tensor(b))) for a, b in zip(outputs, calls.flat(y), strict=True))
+    slopes = tape.gradient(loss, stayed) if stayed else []
+    for variable, slope in zip(stayed, slopes, strict=True):
+        if slope is not None and np.any(calls.arrays(slope) != 0):
+            yield Measured(
+                f"a step never moves its weight {variable.path}, of which the loss has a gradient",
+                got="the same weight after a step",
+                expected="another",
+                mend="Apply the gradients of all of self.trainable_variables; make what is to stay trainable=False.",
+            )
+            return
 
 
 def _halve(w: Any) -> Any:
@@ -231,6 +311,8 @@ def _of_a_function(subject: Subject) -> Iterator[Measured | Undecided]:
         # Whatever a step raises.
         yield failed(subject, error, "it fails when called")
         return
+    yield from _told(subject, step, args)
+    yield from _of_many(step, args)
     weights = [v for v in read if v.trainable and v.shape]
     start = [(v, np.asarray(calls.arrays(v))) for v in read]
     moved = [v for v in weights if not _stays(v, step, args)]
@@ -246,6 +328,42 @@ def _of_a_function(subject: Subject) -> Iterator[Measured | Undecided]:
         return [np.asarray(calls.arrays(v)) for v in moved]
 
     yield from _probed(moved, once(), once(), once)
+
+
+def _told(subject: Subject, step: Any, args: Any) -> Iterator[Measured]:
+    """What the layers are told that the step is given, or names."""
+    named = inspect.getclosurevars(step) if inspect.isfunction(step) else None
+    held = [*args, *(named.nonlocals.values() if named else ()), *(named.globals.values() if named else ())]
+    models = {id(each): each for each in held if isinstance(each, keras.layers.Layer)}
+    with contextlib.ExitStack() as stack:
+        noted = [told for model in models.values() for told in [stack.enter_context(watching.told(model))]]
+        step(*args)
+    heard = [said for each in noted for said in each if said[0].trainable]
+    if heard and not any(training for _, training in heard):
+        layer, training = heard[0]
+        yield Measured(
+            f"in a training step its {type(layer).__name__} is told training={training}",
+            got="training is not True",
+            expected="training=True",
+            mend="Call model(x, training=True).",
+        )
+
+
+def _of_many(step: Any, args: Any) -> Iterator[Measured]:
+    """Whether what is differentiated is a number a sample, as the tape says, or what the step returns is."""
+    with warnings.catch_warnings(record=True) as said, warning_again():
+        warnings.simplefilter("always")
+        made = step(*args)
+    batch = {np.shape(x)[0] for x in args if isinstance(x, np.ndarray) or ops.is_tensor(x)}
+    shapes = [tuple(y.shape) for y in calls.flat(made) if ops.is_tensor(y) and calls.is_floating(y)]
+    vectors = [shape for shape in shapes if len(shape) == 1 and shape[0] in batch]
+    if vectors or any(issubclass(w.category, GradientWarning) for w in said):
+        yield Measured(
+            "its loss is a number a sample, of which the gradient is the sum",
+            got=f"a loss of the shape {vectors[0] if vectors else tuple(batch)}",
+            expected="()",
+            mend="Differentiate a scalar: ops.mean(loss).",
+        )
 
 
 def _stays(variable: Any, step: Any, args: Any) -> bool:

@@ -59,7 +59,7 @@ def mask_is_handled(subject: Subject) -> Iterator[Measured | Undecided]:
         )
         return
     other = x.copy()
-    other[:, 3:] += 1.0
+    other[:, 3:] += _shift(x)
     if takes_mask:
         changed, _ = _masked(part, other, mask)
         kept = mask if y.ndim == 3 and y.shape[:2] == mask.shape else np.ones(y.shape, bool)
@@ -91,12 +91,17 @@ def _is_stepwise(subject: Subject, part: Any, x: np.ndarray, y: np.ndarray) -> b
     """Whether each step comes of itself: neither from those after it nor, as a causal layer's, from those before."""
     for steps in (slice(3, None), slice(None, 3)):
         other = x.copy()
-        other[:, steps] += 1.0
+        other[:, steps] += _shift(x)
         kept = np.ones(x.shape[1], bool)
         kept[steps] = False
         if not calls.same(y[:, kept], calls.arrays(calls.call(subject, part, other))[:, kept]):
             return False
     return True
+
+
+def _shift(x: np.ndarray) -> np.ndarray:
+    """What a step is changed by: not the same for each feature, which a normalization would take away again."""
+    return np.linspace(0.5, 2.0, x.shape[-1], dtype=x.dtype) ** 2
 
 
 def _masked(part: Any, x: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from kustom.backends import keras as private
 from kustom.checking import calls, doubles, watching
 from kustom.checking.finding import Measured, Undecided, shown
-from kustom.checking.rules import rule
+from kustom.checking.rules import compiled, rule
 from kustom.checking.rules.backends import failed, one_line
 from kustom.checking.subjects import Subject
 
@@ -54,6 +54,8 @@ def training_makes_its_difference(subject: Subject) -> Iterator[Measured | Undec
                 f"in inference it gives {shown(a)} and then {shown(b)} for the same input",
                 got=shown(b),
                 expected=shown(a),
+                mend="Draw only where training is true; where it is meant to draw in inference, too, say so: "
+                "__kustom__ = {'tags': {'nondeterministic': True}}.",
                 reproducer=subject.reproducer("print(part(x, training=False), part(x, training=False))"),
             )
             return
@@ -138,6 +140,7 @@ def randomness_is_seeded(subject: Subject) -> Iterator[Measured | Undecided]:
     _called(part, args, True)
     states = _states(part)
     weights = [calls.arrays(v) for v in part.variables if calls.is_floating(v)]
+    held = compiled.attributes(part)
     first = _called(part, args, True, seed=1)
     if not first:
         yield Undecided("in training it returns None: see T402")
@@ -149,6 +152,9 @@ def randomness_is_seeded(subject: Subject) -> Iterator[Measured | Undecided]:
         state.assign(value)
     second = _called(part, args, True, seed=2)
     if calls.equal(first, second):
+        return
+    if any(not compiled.alike(held.get(name), value) for name, value in compiled.attributes(part).items()):
+        yield Undecided("its call writes an attribute, and two calls differ by that: see T405")
         return
     # On torch Keras's own generator hands a draw without a seed on to torch's, which set_random_seed sets, too.
     if not states:

@@ -113,7 +113,7 @@ def _args(subject: Subject) -> tuple[Any, ...]:
 
 
 def _compared(subject: Subject, ours: dict[str, Any], theirs: dict[str, Any], when: str) -> Iterator[Measured]:
-    if subject.kind not in ("initializer", "optimizer") and steadiness.draws(subject):
+    if subject.kind != "initializer" and steadiness.draws(subject):
         ours = {name: value for name, value in ours.items() if name == "config"}
     for name, value in ours.items():
         other = theirs.get(name)

@@ -255,7 +255,14 @@ def shape_and_dtype_are_kept(subject: Subject) -> Iterator[Measured | Undecided]
 def _no_kernel(error: Exception) -> bool:
     """Whether a backend says that it has no such function for a dtype, as some have for half precision on a processor."""
     text = str(error).lower()
-    said = ("not implemented for", "could not find device", "unsupported dtype", "no opkernel", "in the list of allowed values")
+    said = (
+        "not implemented for",
+        "could not find device",
+        "unsupported dtype",
+        "no opkernel",
+        "dtypes not supported",
+        "in the list of allowed values",
+    )
     return any(each in text for each in said)
 
 
@@ -292,6 +299,9 @@ def returns_a_finite_scalar(subject: Subject) -> Iterator[Measured | Undecided]:
                     f"for weights of the shape {shape} it returns {what}",
                     got=what,
                     expected="one finite number",
+                    mend=""
+                    if got.shape != ()
+                    else "Keep what is divided by, or rooted, away from 0: ops.divide_no_nan, ops.maximum.",
                     reproducer=subject.reproducer(f"print(part(keras.ops.zeros({shape})))"),
                 )
                 return
