@@ -72,6 +72,7 @@ LONG = (
     "training/test_textbook_loop.py::test_the_next_backend_reaches_the_same_loss",
     "saving/test_slots.py::test_text_that_keras_looks_up_in_a_setting_is_judged",
 )
+# One run of the main job, which they share.
 _OF_ONE_RUN = (
     "recipes/test_regression.py::test_a_model_that_predicts_otherwise_does_not_pass",
     "recipes/test_regression.py::test_a_run_leaves_a_complete_folder",
@@ -81,6 +82,7 @@ _OF_ONE_RUN = (
 )
 LONG_ON = {
     "jax": (
+        *_OF_ONE_RUN,
         "checking/test_plot.py::test_a_kink_is_found_and_is_no_jump",
         "checking/test_plot.py::test_each_kind_has_its_picture",
         "checking/test_plot.py::test_findings_are_written_below_and_marked_at_their_input",
@@ -89,13 +91,11 @@ LONG_ON = {
         "gradients/test_layers.py::test_the_gradients_in_float32_are_the_backends_own",
         "reports/test_gradients.py::test_a_penalty_through_a_normalization_agrees_with_differences",
     ),
-    # One run of the main job, which they share, is JAX's.
     "tensorflow": (
         *_OF_ONE_RUN,
         "gradients/test_compositions.py::test_compositions",
     ),
     "torch": (
-        *_OF_ONE_RUN,
         "roundtrip/test_roundtrip.py::test_a_new_process_on_another_backend[keras]",
         "roundtrip/test_roundtrip.py::test_a_new_process_on_the_same_backend[kustom]",
     ),
@@ -126,7 +126,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for some in cases.values():
         short = [item for item in some if not item.nodeid.removeprefix("tests/").startswith(long)]
         # The same ones each time, whatever stands before them, and in each worker.
-        chosen = sorted(short, key=lambda item: zlib.crc32(item.nodeid.encode()))[: max(FEW, -(-len(some) // 8))]
+        chosen = sorted(short, key=lambda item: zlib.crc32(item.nodeid.encode()))[: max(FEW, -(-len(some) // 10))]
         for item in some:
             if item not in chosen:
                 item.add_marker(pytest.mark.slow)

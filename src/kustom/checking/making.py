@@ -24,6 +24,7 @@ import numpy as np
 
 from kustom.backends import keras as private
 from kustom.errors import SubjectError
+from kustom.saving.rebuilding import public
 
 __all__ = ["Making", "import_part", "parameters_of", "settings_in"]
 
@@ -146,7 +147,7 @@ class Making:
         """
         if self.broken:
             raise SubjectError(self.broken)
-        named = self.part if self._is_named else type(self.part)
+        named = self.part if self._is_named else _public_class(type(self.part))
         module_name = getattr(named, "__module__", None) or ""
         qualname = getattr(named, "__qualname__", "")
         if "<" in qualname or not qualname:
@@ -174,8 +175,20 @@ class Making:
             # One that the class does not declare was found in calls of it, and is of plain values.
             recipe |= {"example": position} if position is not None else {"settings": self.settings}
         elif not self.is_class and named is not self.part:
-            recipe["config"] = json.loads(json.dumps(keras.saving.serialize_keras_object(self.part)))
+            recipe["config"] = _on_any_backend(json.loads(json.dumps(keras.saving.serialize_keras_object(self.part))))
         return recipe
+
+
+def _public_class(cls: type) -> type:
+    """The class under which Keras's own optimizer is known: on PyTorch its instances are of another, which is of that backend."""
+    known = getattr(keras.optimizers, cls.__name__, cls) if private.is_library(cls.__module__) else cls
+    return known if isinstance(known, type) and issubclass(cls, known) else cls
+
+
+def _on_any_backend(config: Any) -> Any:
+    if isinstance(config, dict):
+        return public({key: _on_any_backend(value) for key, value in config.items()})
+    return [_on_any_backend(value) for value in config] if isinstance(config, list) else config
 
 
 def _text(file: str | None) -> str:

@@ -90,7 +90,7 @@ def entropy_chosen_early(y_true, y_pred):
 @register
 class UnitLength(keras.layers.Layer):
     def call(self, x):
-        return x / ops.maximum(ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True)), 1e-6)
+        return x / (ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True)) + 1e-6)
 
 
 @register
