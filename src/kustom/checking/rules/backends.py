@@ -51,10 +51,15 @@ _MENDS = {
     "UnexpectedTracerError": _MEND_KEPT,
     "is out of scope": _MEND_KEPT,
     "Can't call numpy()": "Compute with keras.ops: a tensor's .numpy() ends its gradient, and fails where the call is compiled.",
-    "Unknown variable:": "Call super().build(variables) in build, which tells Keras what the optimizer is for.",
 }
+_MEND_UNBUILT = "Call super().build(variables) in build, which tells Keras what the optimizer is for."
 _MEND_CONSTRUCTOR = "Mend what its constructor raises; what it needs besides is said by an example in __kustom__."
 
+
+# Two operands of which one is another library's tensor.
+_FOREIGN = re.compile(
+    r"unsupported operand type\(s\) for \S+ '\w*Tensor' and '(jaxlib[\w.]*|ResourceVariable|Parameter|Tensor|EagerTensor)'"
+)
 
 _MARKED = re.compile("\x1b\\[[0-9;]*m")
 _CALLING = re.compile(r"^Exception encountered when calling [\w.]+\(\)\. ")
@@ -338,7 +343,8 @@ def _runs_here(subject: Subject) -> Iterator[Measured | Undecided]:
     except Exception as error:
         # As above.
         if subject.kind == "optimizer":
-            yield failed(subject, error, "it fails when it makes a step", shows=_STEP)
+            mend = _MEND_UNBUILT if "Unknown variable:" in str(error) else ""
+            yield failed(subject, error, "it fails when it makes a step", shows=_STEP, mend=mend)
         elif subject.inputs.user_given or subject.kind not in ("loss", "metric", "layer", "model") or of_the_part(error):
             yield failed(subject, error, "it fails when called", args)
         else:
@@ -370,7 +376,9 @@ def of_the_part(error: BaseException) -> bool:
     said = f"{type(error).__name__}: {error}"
     if isinstance(error, _OF_THE_PART) or any(text in said for text in (_LATE_STATE, *_WRONG_TENSORS)):
         return True
-    return isinstance(error, TypeError) and any(text in str(error) for text in _WRONG_CALLS)
+    if not isinstance(error, TypeError):
+        return False
+    return any(text in str(error) for text in _WRONG_CALLS) or bool(_FOREIGN.search(str(error)))
 
 
 def failed(
