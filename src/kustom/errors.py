@@ -312,6 +312,13 @@ class ExecutionError(KustomError, ValueError):
     """
 
 
+class BusyError(KustomError, RuntimeError):
+    """A loop was called while it runs in another thread.
+
+    Wrong: `loop.fit(...)` in two threads. Right: in each thread a loop of its own, with its own model and optimizer.
+    """
+
+
 class NonFiniteError(KustomError, ArithmeticError):
     """A loss became NaN or infinite; the variables are as they were before that step.
 

@@ -379,3 +379,43 @@ def test_a_listed_metric_is_monitored_under_its_own_name():
     callback = keras.callbacks.EarlyStopping("hits", patience=5)
     kustom.Loop(step, metrics={"hits": accuracy}).fit(np.ones((8, 1), "float32"), epochs=2, verbose=0, callbacks=callback)
     assert callback.monitor_op is ops.greater
+
+
+def test_every_hook_is_given_what_keras_gives():
+    """By position, and with a dict of its own, in a fit with a validation, an evaluate and a predict."""
+    names = [
+        f"on_{what}{when}"
+        for what in ("train", "test", "predict", "epoch", "train_batch", "test_batch", "predict_batch")
+        for when in ("_begin", "_end")
+    ]
+
+    def told(fit, model):
+        seen = {}
+
+        def hook(name):
+            if "epoch" in name or "batch" in name:
+                return lambda self, number, logs: seen.setdefault(name, type(logs))
+            return lambda self, logs: seen.setdefault(name, type(logs))
+
+        callback = type("Strict", (keras.callbacks.Callback,), {name: hook(name) for name in names})()
+        data = {"batch_size": 22, "callbacks": [callback], "verbose": 0}
+        fit(X, Y, validation_data=(X, Y), **data)
+        model.evaluate(X, Y, **data)
+        model.predict(X, **data)
+        return seen
+
+    def compiled(base):
+        model = base(*_ends())
+        model.compile("sgd", "mse")
+        return model
+
+    def _ends():
+        inputs = keras.Input((3,))
+        return inputs, keras.layers.Dense(1)(inputs)
+
+    theirs, ours = compiled(keras.Model), compiled(kustom.Model)
+    expected = told(theirs.fit, theirs)
+    assert sorted(expected) == sorted(names)
+    assert told(ours.fit, ours) == expected
+    _, _, loop = training()
+    assert told(loop.fit, ours) == expected

@@ -12,6 +12,7 @@ import pytest
 from keras import ops
 
 import kustom
+from kustom import errors
 
 X = np.arange(40, dtype="float32").reshape(20, 2)
 Y = np.arange(20, dtype="float32")[:, None]
@@ -172,6 +173,53 @@ def test_two_threads_train_two_models():
         thread.join()
     assert sorted(losses) == [0, 1]
     assert all(values[2] < values[0] for values in losses.values())
+
+
+def test_a_second_thread_is_refused_while_a_loop_runs_and_a_callback_is_not():
+    _, loop = build()
+    said: list[Exception] = []
+    seen: list[int] = []
+
+    def elsewhere():
+        try:
+            loop.fit(X, Y, verbose=0)
+        except errors.BusyError as error:
+            said.append(error)
+
+    def begun(epoch, logs):
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        seen.append(len(loop.fit(X, Y, batch_size=10, verbose=0).epoch))
+
+    callback = keras.callbacks.LambdaCallback(on_epoch_begin=begun)
+    history = loop.fit(X, Y, batch_size=10, epochs=2, callbacks=[callback], verbose=0)
+    assert history.epoch == [0, 1]
+    assert seen == [1, 1]
+    assert ["another thread" in str(error) for error in said] == [True, True]
+    with pytest.raises(errors.BusyError):
+        _busy(loop)
+    assert len(loop.fit(X, Y, verbose=0).epoch) == 1
+
+
+def _busy(loop):
+    """Call a loop from here while it runs in another thread."""
+    running, done = threading.Event(), threading.Event()
+
+    def hold(epoch, logs):
+        running.set()
+        done.wait(60)
+
+    thread = threading.Thread(
+        target=loop.fit, args=(X, Y), kwargs={"verbose": 0, "callbacks": [keras.callbacks.LambdaCallback(on_epoch_end=hold)]}
+    )
+    thread.start()
+    try:
+        assert running.wait(60)
+        loop.fit(X, Y, verbose=0)
+    finally:
+        done.set()
+        thread.join()
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="only torch has operations in place")

@@ -474,6 +474,20 @@ class TestReports:
         with pytest.raises(StepError, match="under 'what'"):
             model.fit(X, verbose=0)
 
+    def test_a_step_of_other_arguments_is_refused(self):
+        class OfTwo(Steps):
+            def train_step(self, x, y):
+                return {"loss": ops.mean(x) + ops.mean(y)}
+
+        class OfState(Steps):
+            def train_step(self, state, data):
+                return {"loss": ops.mean(data)}, state
+
+        for model, takes in ((OfTwo(), r"OfTwo.train_step takes \(x, y\)"), (OfState(), r"takes \(state, data\)")):
+            model.compile()
+            with pytest.raises(StepError, match=takes + r".*train_step\(self, data\)"):
+                model.fit(X, verbose=0)
+
 
 class TestCallbacks:
     def test_they_read_and_write_fresh_variables(self):

@@ -86,7 +86,7 @@ def open_source(
         _check_class_weight(class_weight)
     if x is None and y is None:
         return _Nothing(_asked(steps, what))
-    if not gives_batches(x, y):
+    if not gives_batches(x, y, "x" if what != "validation" else "validation_data"):
         limit = _quarter_of_memory() if resident_limit is None else resident_limit
         structure, arrays = _arrays(x, y, sample_weight)
         size = size or (math.ceil(len(arrays[0]) / steps) if steps else 32)
@@ -107,8 +107,8 @@ def open_source(
     return _open_stream(x, bool(shuffle), seed, what, options)
 
 
-def gives_batches(x: Any, y: Any = None) -> bool:
-    """Whether `x` makes its batches itself, and is not arrays.
+def gives_batches(x: Any, y: Any = None, name: str = "x") -> bool:
+    """Whether `x`, which the user knows by `name`, makes its batches itself, and is not arrays.
 
     Raises:
         DataError: It is neither.
@@ -120,10 +120,12 @@ def gives_batches(x: Any, y: Any = None) -> bool:
     if isinstance(x, Mapping | list | tuple):
         return False
     if of_module(type(x), "torch", name="Dataset") and not of_module(type(x), "torch", name="DataLoader"):
-        raise DataError(f"x is {family(x)}, a dataset of single samples. Give torch.utils.data.DataLoader(x, batch_size=...).")
+        raise DataError(
+            f"{name} is {family(x)}, a dataset of single samples. Give torch.utils.data.DataLoader({name}, batch_size=...)."
+        )
     if isinstance(x, str | bytes | numbers.Number) or not isinstance(x, Iterable | keras.utils.PyDataset):
         hint = " Call it, and give what it returns." if callable(x) else ""
-        raise DataError(f"x is {family(x)}; expected arrays, or something to iterate over that gives batches.{hint}")
+        raise DataError(f"{name} is {family(x)}; expected arrays, or something to iterate over that gives batches.{hint}")
     return True
 
 

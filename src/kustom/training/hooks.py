@@ -123,7 +123,9 @@ class Hooks:
         return any(_looks(callback, _BY_BATCH[kind]) for callback in self.all)
 
     def call(self, name: str, *args: Any) -> None:
-        """Call a hook of all callbacks."""
+        """Call a hook of all callbacks; as in Keras, one of a beginning is given an empty dict where others are given values."""
+        if name.endswith("_begin"):
+            args = (*args, {})
         for callback in self.all:
             getattr(callback, name)(*args)
 

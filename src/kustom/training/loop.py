@@ -7,12 +7,14 @@ the mean over the samples, of each metric its result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 
-from kustom.errors import SettingError, StepError, hide_frames
+from kustom.errors import BusyError, SettingError, StepError, hide_frames
 from kustom.training.data import open_source, split_validation
 from kustom.training.execution import ON_NONFINITE, parse
 from kustom.training.history import History
@@ -75,6 +77,9 @@ class Loop:
         self._listed = _named(metrics if metrics is not None else getattr(step, "metrics", None))
         self._were_listed = metrics is not None
         self._phases: dict[Any, Phase] = {}
+        # The thread in which it runs.
+        self._thread: int | None = None
+        self._entering = threading.Lock()
         self.history: History | None = None
 
     # How many batches go by between two calls of hooks by batch.
@@ -146,6 +151,7 @@ class Loop:
             NonFiniteError: A loss is not finite.
             CallbackError: A callback needs a model, and there is none.
             ExecutionError: There is no such way to execute here.
+            BusyError: The loop runs in another thread.
         """
         if on_nonfinite not in ON_NONFINITE:
             raise SettingError(f"on_nonfinite={on_nonfinite!r}; expected one of {', '.join(map(repr, ON_NONFINITE))}.")
@@ -170,13 +176,14 @@ class Loop:
             seed=seed,
             class_weight=class_weight,
         )
-        history = self.history = History()
         try:
-            run = Fit(self, source, history, epochs, initial_epoch, way, compiler, protect, on_nonfinite, callbacks, verbose)
-            if validation_data is not None:
-                size = validation_batch_size or batch_size
-                run.validate = Validation(self, validation_data, size, validation_steps, validation_freq, way, compiler)
-            run.all()
+            with self._alone():
+                history = self.history = History()
+                run = Fit(self, source, history, epochs, initial_epoch, way, compiler, protect, on_nonfinite, callbacks, verbose)
+                if validation_data is not None:
+                    size = validation_batch_size or batch_size
+                    run.validate = Validation(self, validation_data, size, validation_steps, validation_freq, way, compiler)
+                run.all()
         finally:
             source.close()
         return history
@@ -216,18 +223,36 @@ class Loop:
         Raises:
             StepError: The loop has no `eval_step`.
             DataError: The data does not fit together.
+            BusyError: The loop runs in another thread.
         """
         if self._eval_step is None:
             raise StepError("the loop has no eval_step: kustom.Loop(step, eval_step=...), a function of a batch.")
         way, compiler = parse("eager" if run_eagerly else execution)
         source = open_source(x, y, sample_weight, batch_size=batch_size, steps_per_epoch=steps, shuffle=False, what="evaluate")
         try:
-            values = evaluated(self, source, way, compiler, callbacks, verbose)
+            with self._alone():
+                values = evaluated(self, source, way, compiler, callbacks, verbose)
         finally:
             source.close()
         if return_dict:
             return values
         return next(iter(values.values())) if len(values) == 1 else list(values.values())
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Refuse a second thread, whose steps would write to the same variables; what a callback calls is of the first."""
+        with self._entering:
+            before, mine = self._thread, threading.get_ident()
+            if before not in (None, mine):
+                raise BusyError(
+                    "this loop is running in another thread, and both would write to the same variables. Wait until it has ended, "
+                    "or give each thread a loop, a model and an optimizer of its own."
+                )
+            self._thread = mine
+        try:
+            yield
+        finally:
+            self._thread = before
 
     def _phase(self, kind: str, way: str, compiler: str | None) -> Phase:
         """The compiled step of a kind, kept so that another `fit` traces nothing."""

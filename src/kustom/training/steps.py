@@ -6,6 +6,7 @@ is asked for again when it is to be reported. Everything else is the value of on
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -95,7 +96,7 @@ class Steps(Loop):
                 done += block.batches
                 hooks.call("on_predict_batch_end", done - 1, {"outputs": _joined(now)})
                 line.update(done)
-            hooks.call("on_predict_end")
+            hooks.call("on_predict_end", {})
             line.end_epoch({})
         finally:
             line.close()
@@ -243,6 +244,7 @@ class _Method(Compiled[..., Any]):
 
 def _step(model: Any, method: str, phase: _ModelPhase | None = None) -> Callable[..., Any]:
     """A method of the model as a function of a batch; of its result a phase keeps what is of metrics."""
+    _refuse_misfit(model, method)
 
     def step(*batch: Any) -> Any:
         with private.results(phase.kinds() if phase else ()) as noted:
@@ -253,6 +255,23 @@ def _step(model: Any, method: str, phase: _ModelPhase | None = None) -> Callable
         return phase.scalars_of(returned, noted) if phase else returned
 
     return step
+
+
+def _refuse_misfit(model: Any, method: str) -> None:
+    """Refuse a step that does not take a batch as Keras gives it.
+
+    Raises:
+        StepError: It is so.
+    """
+    signature = inspect.signature(getattr(model, method))
+    try:
+        signature.bind(None)
+    except TypeError:
+        name = f"{type(model).__name__}.{method}"
+        raise StepError(
+            f"{name} takes {signature}, and is given one argument: x, (x, y) or (x, y, sample_weight). Write {method}(self, data), "
+            "and x, y = data in it; on JAX, too, a step of a kustom.Model reads and writes the model's state itself."
+        ) from None
 
 
 def _data(batch: tuple[Any, ...]) -> Any:
